@@ -1,0 +1,202 @@
+"""``SparsityConfig``: the contract between the pruner, a model folder and the plugin.
+
+It says, per module, which sparsity applies: targets and ignore in compressed-tensors
+syntax, activation and weight patterns, the phase policy, and where the model came from.
+It is stored in a model folder as ``vllm_sparse_config.json`` (see ``sidecar.py``) and
+travels to vLLM's processes as JSON. No torch, no vLLM.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import Enum
+from typing import Annotated, Any, TypeAlias
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from nmsparse.criteria import DEFAULT_CRITERION, criteria
+from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
+from nmsparse.suggest import unknown
+from nmsparse.targets import DEFAULT_IGNORE, DEFAULT_TARGETS, check_target
+
+SCHEMA_VERSION = 1
+
+
+class ConfigError(ValueError):
+    """A sparsity configuration that cannot be used; the message says how to mend it."""
+
+
+class Phase(str, Enum):
+    """Which tokens are sparsified.
+
+    A token is *decode* when the model generated it, *prefill* when it belongs to the
+    prompt. That depends on its position alone, never on how tokens were batched.
+    """
+
+    DECODE = "decode"
+    PREFILL = "prefill"
+    BOTH = "both"
+
+
+PatternField: TypeAlias = Annotated[
+    NMPattern | Unstructured,
+    BeforeValidator(parse_pattern),
+    PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string", "examples": ["8:16", "50%"]}),
+]
+
+
+class _Strict(BaseModel):
+    """Frozen; unknown keys are refused with a suggestion."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise ValueError(unknown("key", str(key), cls.model_fields))
+        return data
+
+
+class ActivationSparsity(_Strict):
+    """How the input of a linear layer is sparsified at run time."""
+
+    pattern: PatternField
+    criterion: str = DEFAULT_CRITERION
+
+    @field_validator("criterion")
+    @classmethod
+    def _known_criterion(cls, name: str) -> str:
+        if name not in criteria:
+            raise ValueError(unknown("criterion", name, criteria))
+        return name
+
+
+class WeightSparsity(_Strict):
+    """What the pruner did to the weights: a record, the weights hold the zeros."""
+
+    pattern: PatternField
+    sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
+
+
+class Group(_Strict):
+    """One rule: these targets get this sparsity."""
+
+    targets: tuple[str, ...] = Field(min_length=1)
+    activation: ActivationSparsity | None = None
+    weight: WeightSparsity | None = None
+
+    @field_validator("targets")
+    @classmethod
+    def _valid_targets(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_target(target) for target in targets)
+
+
+class SparsityConfig(_Strict):
+    """The whole configuration of a model.
+
+    When several groups match a module, the most specific target decides (full name,
+    then ``re:``, then class name), and among equals the first group. ``ignore`` wins
+    over every group.
+
+    Raises:
+        pydantic.ValidationError: on construction; :meth:`parse` gives readable errors.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    phase: Phase = Phase.DECODE
+    groups: dict[str, Group] = Field(default_factory=dict)
+    ignore: tuple[str, ...] = DEFAULT_IGNORE
+    provenance: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _readable_schema(cls, data: Any) -> Any:
+        version = data.get("schema_version", 1) if isinstance(data, dict) else 1
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ValueError(
+                f"schema_version {version} is newer than this vllm-sparse can read. "
+                f"Expected at most {SCHEMA_VERSION}: upgrade vllm-sparse."
+            )
+        return data
+
+    @field_validator("schema_version")
+    @classmethod
+    def _positive_version(cls, version: int) -> int:
+        if version < 1:
+            raise ValueError(f"schema_version {version} is invalid. Expected 1 or more.")
+        return version
+
+    @field_validator("ignore")
+    @classmethod
+    def _valid_ignore(cls, ignore: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(check_target(target) for target in ignore)
+
+    @classmethod
+    def uniform(
+        cls,
+        pattern: str | Pattern,
+        *,
+        phase: Phase | str = Phase.DECODE,
+        criterion: str = DEFAULT_CRITERION,
+    ) -> SparsityConfig:
+        """Return one activation pattern for all decoder linears.
+
+        Raises:
+            ConfigError: if the pattern, phase or criterion is invalid.
+        """
+        activation = {"pattern": pattern, "criterion": criterion}
+        group = {"targets": list(DEFAULT_TARGETS), "activation": activation}
+        data = {"phase": phase, "groups": {"default": group}}
+        return cls.parse(data, source="sparsity options")
+
+    @classmethod
+    def parse(cls, data: Any, *, source: str) -> SparsityConfig:
+        """Validate JSON data.
+
+        Args:
+            data: a mapping, as read from JSON.
+            source: what the data came from, named in errors.
+
+        Raises:
+            ConfigError: with one line for each problem.
+        """
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ConfigError(describe_errors(error, source)) from None
+
+    def to_json(self) -> str:
+        """Return the JSON text stored in a model folder."""
+        return json.dumps(self.model_dump(mode="json"), indent=2) + "\n"
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of everything that changes results: part of vLLM's compile-cache key."""
+        relevant = self.model_dump(mode="json", exclude={"provenance"})
+        text = json.dumps(relevant, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def describe_errors(error: ValidationError, source: str) -> str:
+    """Return pydantic's errors as ``source: key.path: message`` lines."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        lines.append(f"{source}: {where}: {message}" if where else f"{source}: {message}")
+    return "\n".join(lines)

@@ -1,0 +1,23 @@
+"""Pure-torch reference of ``linear``: gather the kept rows, accumulate in float32.
+
+``y[t, o] = bias[o] + sum_i values[t, i] * weight[indices[t, i], o]``.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nmsparse.ops.sparsify.compacted import CompactActivation
+
+
+def linear_reference(
+    x: CompactActivation, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Return ``[T, O]``. One token at a time: the gathered rows are ``[kept, O]``."""
+    out = weight.new_empty(x.values.shape[0], weight.shape[1], dtype=torch.float32)
+    for t in range(out.shape[0]):
+        rows = weight[x.indices[t].long()].float()  # [kept, O]
+        out[t] = x.values[t].float() @ rows
+    if bias is not None:
+        out += bias.float()
+    return out.to(x.values.dtype)

@@ -1,0 +1,106 @@
+"""Apply a ``SparsityConfig`` to module names: one decision a module, with its reason."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from nmsparse.config import ConfigError, Group, SparsityConfig
+from nmsparse.targets import DEFAULT_TARGETS, Specificity, best_match, match
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """What a configuration says about one module.
+
+    Attributes:
+        group: the rule that applies, None if the module stays dense.
+        reason: the target that decided, for people to read.
+    """
+
+    group: Group | None
+    reason: str
+
+
+@dataclass
+class Resolver:
+    """Resolve modules one by one and remember which targets matched something.
+
+    Args:
+        config: the configuration.
+    """
+
+    config: SparsityConfig
+    _used: set[str] = field(default_factory=set)
+    _seen: set[str] = field(default_factory=set)
+
+    def resolve(
+        self, names: Sequence[str], class_names: Iterable[str] = ("Linear",)
+    ) -> Resolution:
+        """Decide about one module.
+
+        Args:
+            names: its full name; for a fused module (``qkv_proj``) then the names of
+                its parts (``q_proj``, ...), which must agree.
+            class_names: its class and base classes.
+
+        Raises:
+            ConfigError: if the parts of a fused module get different rules.
+        """
+        classes = tuple(class_names)
+        self._seen.update(names)
+        whole = self._one(names[0], classes)
+        parts = {name: self._one(name, classes) for name in names[1:]}
+        if not parts or whole[0] is Specificity.NAME:
+            return whole[1]
+        distinct = {found.group for _, found in parts.values()}
+        if len(distinct) > 1:
+            listing = ", ".join(f"{k}: {v.reason}" for k, v in parts.items())
+            raise ConfigError(
+                f"{names[0]}: its parts get different sparsity ({listing}). They share "
+                "one input, so expected one rule: target all parts alike, or target "
+                f"{names[0]} by name."
+            )
+        best = max(parts.values(), key=lambda item: item[0])
+        return whole[1] if whole[0] > best[0] else best[1]
+
+    def check_targets(self) -> None:
+        """Refuse targets that matched no module. Call after the last module.
+
+        The default targets are exempt: they name the linears of many architectures.
+
+        Raises:
+            ConfigError: naming the target and the closest module.
+        """
+        for name, group in self.config.groups.items():
+            for target in group.targets:
+                if target in self._used or target in DEFAULT_TARGETS:
+                    continue
+                close = difflib.get_close_matches(target, self._seen, n=1, cutoff=0.5)
+                example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
+                raise ConfigError(
+                    f"groups.{name}: unknown target {target!r}: it matches none of the "
+                    f"{len(self._seen)} linear layers of this model. Expected a layer "
+                    f"name such as {example[0]}, a class name such as Linear, or "
+                    "re:<regex>."
+                )
+
+    def _one(
+        self, name: str, classes: tuple[str, ...]
+    ) -> tuple[Specificity, Resolution]:
+        best, winner, chosen = Specificity.NONE, "", None
+        for group in self.config.groups.values():
+            for target in group.targets:
+                found = match(target, name, classes)
+                if found is not Specificity.NONE:
+                    self._used.add(target)
+                if found > best:
+                    best, winner, chosen = found, target, group
+        ignored, by = best_match(self.config.ignore, name, classes)
+        # A module named in full is meant, whatever a broad ignore pattern says.
+        if ignored and not (best is Specificity.NAME and ignored < Specificity.NAME):
+            return ignored, Resolution(None, f"ignored by {by}")
+        if chosen is None:
+            return Specificity.NONE, Resolution(None, "no target matches")
+        return best, Resolution(chosen, f"target {winner}")

@@ -1,0 +1,98 @@
+"""Targets: which modules a rule applies to, in compressed-tensors syntax.
+
+A target is a full module name (``model.layers.0.mlp.down_proj``), a regular expression
+after ``re:`` (matched from the start of the name), or a class name (``Linear``,
+``RowParallelLinear``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from functools import lru_cache
+
+# The linears of decoder blocks: Llama, Qwen, Gemma, Mistral, Phi-3 and their kin; then
+# OPT, GPT-2, GPT-NeoX/Falcon/BLOOM and Phi. Fused names are vLLM's.
+DEFAULT_TARGETS = (
+    r"re:.*\.(qkv_proj|q_proj|k_proj|v_proj|o_proj)$",
+    r"re:.*\.(gate_up_proj|gate_proj|up_proj|down_proj)$",
+    r"re:.*\.(out_proj|fc1|fc2)$",
+    r"re:.*\.(c_attn|c_proj|c_fc)$",
+    r"re:.*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$",
+)
+
+# Never sparsified by a pattern, only by full name: heads and embeddings (they decide
+# the output directly), MoE routers and experts, MLA's absorbed kv_b_proj (its weight
+# is read without a forward), vision and audio towers and their projectors.
+DEFAULT_IGNORE = (
+    r"re:(.*\.)?(lm_head|embed_tokens|score|classifier)$",
+    r"re:.*\.(gate|router|shared_expert_gate)$",
+    r"re:.*\.experts(\..*)?$",
+    r"re:.*\.kv_b_proj$",
+    r"re:(.*\.)?(vision|visual|audio|image|speech)[^.]*(\..*)?$",
+    r"re:(.*\.)?(multi_modal_projector|mm_projector|connector|aligner)(\..*)?$",
+)
+
+
+class Specificity(IntEnum):
+    """How exactly a target names a module; higher wins."""
+
+    NONE = 0
+    CLASS = 1
+    REGEX = 2
+    NAME = 3
+
+
+@lru_cache(maxsize=512)
+def _compile(expression: str) -> re.Pattern[str]:
+    return re.compile(expression)
+
+
+def check_target(target: str) -> str:
+    """Return ``target`` if its syntax is valid.
+
+    Raises:
+        ValueError: if it is empty or its regular expression does not compile.
+    """
+    if not target.removeprefix("re:"):
+        raise ValueError(
+            "A target is empty. Expected a module name, a class name, or re:<regex>."
+        )
+    if target.startswith("re:"):
+        try:
+            _compile(target.removeprefix("re:"))
+        except re.error as error:
+            raise ValueError(
+                f"Target {target!r} is no valid regular expression ({error}). "
+                "Escape literal characters, or give the full module name."
+            ) from None
+    return target
+
+
+def match(target: str, name: str, class_names: Iterable[str]) -> Specificity:
+    """Return how ``target`` matches a module, ``Specificity.NONE`` if it does not.
+
+    Args:
+        target: a target string.
+        name: full name of the module.
+        class_names: the module's class and base classes.
+    """
+    if target.startswith("re:"):
+        found = _compile(target.removeprefix("re:")).match(name)
+        return Specificity.REGEX if found else Specificity.NONE
+    if target == name:
+        return Specificity.NAME
+    return Specificity.CLASS if target in class_names else Specificity.NONE
+
+
+def best_match(
+    targets: Sequence[str], name: str, class_names: Iterable[str]
+) -> tuple[Specificity, str]:
+    """Return the most specific match and its target (``""`` if none matches)."""
+    best, winner = Specificity.NONE, ""
+    for target in targets:
+        found = match(target, name, class_names)
+        if found > best:
+            best, winner = found, target
+    return best, winner

@@ -1,0 +1,123 @@
+"""The op vLLM's graphs see: ``torch.ops.vllm_sparse.sparsify_tokens``.
+
+One opaque op per sparse linear, with CPU and CUDA implementations and a fake, so it
+works in eager mode, under ``torch.compile`` and in CUDA graphs. What depends on data
+(which tokens are sparsified) is decided inside, from device tensors.
+
+Our own library namespace: nothing is added to vLLM's.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from nmsparse.ops.sparsify import sparsify
+from nmsparse.pattern import NMPattern
+from vllm_sparse.phases import PADDING
+
+# Kept alive for the life of the process: a Library unregisters its ops when collected.
+_LIBRARY = torch.library.Library("vllm_sparse", "FRAGMENT")
+_LIBRARY.define(
+    "sparsify_tokens(Tensor x, Tensor codes, Tensor(a!) counters, "
+    "int kept, int group, int phase, str criterion) -> Tensor"
+)
+
+ELEMENTS, NONZEROS = 0, 1
+
+
+def _sparsify_tokens_cpu(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    counters: torch.Tensor,
+    kept: int,
+    group: int,
+    phase: int,
+    criterion: str,
+) -> torch.Tensor:
+    """Sparsify the selected tokens only; see :func:`sparsify_tokens`."""
+    flat = x.reshape(-1, x.shape[-1])
+    codes = codes[: flat.shape[0]]
+    pattern = NMPattern(kept, group)
+    if phase == PADDING:
+        out = sparsify(flat, pattern, criterion=criterion)
+        rows = out[codes != PADDING]
+    else:
+        selected = (codes == phase).nonzero().squeeze(1)
+        rows = sparsify(flat[selected], pattern, criterion=criterion)
+        # An op must not return its input, so untouched batches are copied.
+        out = rows if len(rows) == len(flat) else flat.clone()
+        if 0 < len(rows) < len(flat):
+            out[selected] = rows
+    counters[ELEMENTS] += rows.numel()
+    counters[NONZEROS] += rows.count_nonzero()
+    return out.view(x.shape)
+
+
+def _sparsify_tokens_cuda(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    counters: torch.Tensor,
+    kept: int,
+    group: int,
+    phase: int,
+    criterion: str,
+) -> torch.Tensor:
+    """Fixed shapes and no host synchronisation; see :func:`sparsify_tokens`."""
+    flat = x.reshape(-1, x.shape[-1])
+    codes = codes[: flat.shape[0]]
+    sparse = sparsify(flat, NMPattern(kept, group), criterion=criterion)
+    real = codes != PADDING if phase == PADDING else codes == phase
+    out = sparse if phase == PADDING else torch.where(real[:, None], sparse, flat)
+    nonzeros = ((sparse != 0) & real[:, None]).sum()
+    counters += torch.stack((real.sum() * flat.shape[1], nonzeros))
+    return out.view(x.shape)
+
+
+def _sparsify_tokens_fake(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    counters: torch.Tensor,
+    kept: int,
+    group: int,
+    phase: int,
+    criterion: str,
+) -> torch.Tensor:
+    return x.new_empty(x.shape)
+
+
+_LIBRARY.impl("sparsify_tokens", _sparsify_tokens_cpu, "CPU")
+_LIBRARY.impl("sparsify_tokens", _sparsify_tokens_cuda, "CUDA")
+torch.library.register_fake(
+    "vllm_sparse::sparsify_tokens", _sparsify_tokens_fake, lib=_LIBRARY
+)
+
+
+def sparsify_tokens(
+    x: torch.Tensor,
+    codes: torch.Tensor,
+    counters: torch.Tensor,
+    *,
+    kept: int,
+    group: int,
+    phase: int,
+    criterion: str,
+) -> torch.Tensor:
+    """Sparsify the tokens of one phase and count what was kept.
+
+    Args:
+        x: ``[..., K]`` activation, float16, bfloat16 or float32; not modified.
+        codes: ``[max_tokens]`` uint8 phase of every token (``TokenPhases.codes``).
+        counters: ``[2]`` int64, updated in place: elements and non-zeros of the real
+            tokens that were sparsified.
+        kept: N of the pattern.
+        group: M of the pattern; K for unstructured selection.
+        phase: code of the tokens to sparsify; 0 for all.
+        criterion: name of the score.
+
+    Returns:
+        ``x`` with the dropped channels of the selected tokens set to zero.
+    """
+    result: torch.Tensor = torch.ops.vllm_sparse.sparsify_tokens(
+        x, codes, counters, kept, group, phase, criterion
+    )
+    return result

@@ -1,0 +1,73 @@
+"""Seam 1: out-of-tree subclasses of vLLM's five linear classes.
+
+vLLM instantiates these instead of its own classes of the same name. Each runs the
+in-tree constructor unchanged and then, only if the engine's configuration asks for
+sparsity, wraps ``quant_method``. Weights, loaders, LoRA and quantization stay vLLM's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vllm.model_executor.custom_op import PluggableLayer, op_registry_oot
+from vllm.model_executor.layers.linear import (
+    ColumnParallelLinear,
+    LinearBase,
+    MergedColumnParallelLinear,
+    QKVParallelLinear,
+    ReplicatedLinear,
+    RowParallelLinear,
+)
+
+from vllm_sparse.session import current_session
+
+
+class _Attach:
+    """Mixin: the in-tree constructor, then the session decides about the layer."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        session = current_session()
+        if session is not None and isinstance(self, LinearBase):
+            session.attach(self)
+
+
+class SparseColumnParallelLinear(_Attach, ColumnParallelLinear):  # type: ignore[misc]
+    """Column-parallel linear with a sparsifiable input."""
+
+
+class SparseMergedColumnParallelLinear(_Attach, MergedColumnParallelLinear):  # type: ignore[misc]
+    """Fused column-parallel linear (``gate_up_proj``): one input, one selection."""
+
+
+class SparseQKVParallelLinear(_Attach, QKVParallelLinear):  # type: ignore[misc]
+    """Fused ``qkv_proj``: one input, one selection for q, k and v."""
+
+
+class SparseRowParallelLinear(_Attach, RowParallelLinear):  # type: ignore[misc]
+    """Row-parallel linear: its input is already this rank's shard of K."""
+
+
+class SparseReplicatedLinear(_Attach, ReplicatedLinear):  # type: ignore[misc]
+    """Replicated linear with a sparsifiable input."""
+
+
+LAYERS: dict[str, type] = {
+    "ColumnParallelLinear": SparseColumnParallelLinear,
+    "MergedColumnParallelLinear": SparseMergedColumnParallelLinear,
+    "QKVParallelLinear": SparseQKVParallelLinear,
+    "RowParallelLinear": SparseRowParallelLinear,
+    "ReplicatedLinear": SparseReplicatedLinear,
+}
+
+
+def register_layers() -> list[str]:
+    """Register the classes once; return the names another plugin already owns."""
+    taken = []
+    for name, layer in LAYERS.items():
+        owner = op_registry_oot.get(name)
+        if owner is None:
+            PluggableLayer.register_oot(layer, name=name)
+        elif owner is not layer:
+            taken.append(name)
+    return taken

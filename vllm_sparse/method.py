@@ -1,0 +1,92 @@
+"""``SparseLinearMethod``: sparsify a linear's input, then let vLLM's method run.
+
+It wraps any linear method (unquantized, FP8, INT8, INT4), so weights, their layout and
+their kernels stay vLLM's. LoRA calls ``quant_method.apply`` with the base layer, so the
+adapter sees the dense activation, as in training.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vllm.model_executor.layers.linear import LinearMethodBase
+
+from vllm_sparse.custom_ops import sparsify_tokens
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import torch
+
+
+class SparseLinearMethod(LinearMethodBase):  # type: ignore[misc]
+    """Apply ``inner`` to a sparsified input.
+
+    Args:
+        inner: the method vLLM chose for the layer.
+        kept: N of the pattern.
+        group: M of the pattern, or K for unstructured selection.
+        phase: code of the tokens to sparsify, 0 for all.
+        criterion: name of the score.
+        after_load: called once the layer's weights are in place.
+    """
+
+    def __init__(
+        self,
+        inner: LinearMethodBase,
+        *,
+        kept: int,
+        group: int,
+        phase: int,
+        criterion: str,
+        after_load: Callable[[], None],
+    ) -> None:
+        self.inner = inner
+        self.kept = kept
+        self.group = group
+        self.phase = phase
+        self.criterion = criterion
+        self._after_load = after_load
+        # Class attributes of the base class would hide the inner method's.
+        self.requires_device_loading = inner.requires_device_loading
+        self.uses_meta_device = inner.uses_meta_device
+        self.supports_pre_processed_weights = inner.supports_pre_processed_weights
+
+    def create_weights(self, *args: Any, **kwargs: Any) -> None:
+        """Forward to the inner method."""
+        self.inner.create_weights(*args, **kwargs)
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """Let the inner method repack the weights."""
+        self.inner.process_weights_after_loading(layer)
+        self._after_load()
+
+    def apply(
+        self,
+        layer: torch.nn.Module,
+        x: torch.Tensor,
+        bias: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return ``inner(sparsify(x))``; ``x`` is ``[T, K]`` or ``[1, T, K]``."""
+        sparse = sparsify_tokens(
+            x,
+            layer.vllm_sparse_codes,
+            layer.vllm_sparse_counters,
+            kept=self.kept,
+            group=self.group,
+            phase=self.phase,
+            criterion=self.criterion,
+        )
+        result: torch.Tensor = self.inner.apply(layer, sparse, bias)
+        return result
+
+    def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
+        """Forward to the inner method."""
+        weight: torch.Tensor = self.inner.dequantize_weight(layer)
+        return weight
+
+    def __getattr__(self, name: str) -> Any:
+        """Expose the inner method's other attributes (vLLM looks some of them up)."""
+        if name == "inner":  # not set yet: avoid recursion while unpickling
+            raise AttributeError(name)
+        return getattr(self.inner, name)

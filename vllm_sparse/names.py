@@ -1,0 +1,62 @@
+"""Module names: Hugging Face's in configurations, vLLM's in the engine.
+
+vLLM fuses ``q_proj``, ``k_proj`` and ``v_proj`` into ``qkv_proj`` and may rename
+prefixes. A rule written for either side must find its layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nmsparse.config import SparsityConfig
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# What most models fuse; a model class may say more.
+FUSED: Mapping[str, Sequence[str]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+def model_class(vllm_config: VllmConfig) -> type | None:
+    """Return the class vLLM builds for this model."""
+    from vllm.model_executor.model_loader.utils import get_model_architecture
+
+    found: type = get_model_architecture(vllm_config.model_config)[0]
+    return found
+
+
+def with_parts(name: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return a module's name, then the names of the parts fused into it."""
+    parent, dot, last = name.rpartition(".")
+    parts = packed.get(last) or FUSED.get(last, ())
+    return [name, *(f"{parent}{dot}{part}" for part in parts if part != last)]
+
+
+def to_vllm_names(config: SparsityConfig, mapper: Any) -> SparsityConfig:
+    """Translate full-name targets from Hugging Face's names to vLLM's.
+
+    Args:
+        config: the configuration as written.
+        mapper: the model class's ``hf_to_vllm_mapper``, or None.
+    """
+    if mapper is None:
+        return config
+
+    def translate(target: str) -> str:
+        if target.startswith("re:") or "." not in target:
+            return target
+        mapped = mapper._map_name(target)
+        if mapped is None:
+            return target
+        # A mapper may also fold q_proj into qkv_proj; parts are resolved by us.
+        return str(mapped).rpartition(".")[0] + "." + target.rpartition(".")[2]
+
+    data = config.model_dump(mode="json")
+    data["ignore"] = [translate(target) for target in config.ignore]
+    for name, group in config.groups.items():
+        data["groups"][name]["targets"] = [translate(t) for t in group.targets]
+    return SparsityConfig.parse(data, source="sparsity config")

@@ -1,0 +1,259 @@
+"""One engine's sparsity in one worker process: decides about every linear layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import get_current_vllm_config_or_none
+from vllm.logger import init_logger
+
+from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.dispatch import explain
+from nmsparse.pattern import Pattern, Unstructured
+from nmsparse.resolve import Resolution, Resolver
+from vllm_sparse import runner_hooks
+from vllm_sparse.method import SparseLinearMethod
+from vllm_sparse.names import model_class, to_vllm_names, with_parts
+from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, resolve_options
+from vllm_sparse.options import local_model_folder as find_folder
+from vllm_sparse.phases import PHASE_CODES, TokenPhases
+from vllm_sparse.state import LayerState
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.model_executor.layers.linear import LinearBase
+
+logger = init_logger("vllm." + __name__)
+
+# Runners pad a step to the next captured size or tensor-parallel multiple.
+_PADDING_TOKENS = 1024
+
+
+class Session:
+    """Sparsity of one engine.
+
+    Args:
+        vllm_config: the engine's configuration.
+        config: what to sparsify.
+        source: where the configuration came from.
+
+    Raises:
+        ConfigError: if the engine uses a feature that hides which tokens a layer sees.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, config: SparsityConfig, source: str
+    ) -> None:
+        _refuse_unsupported(vllm_config)
+        found = model_class(vllm_config)
+        self.vllm_config = vllm_config
+        self.config = to_vllm_names(config, getattr(found, "hf_to_vllm_mapper", None))
+        self.source = source
+        self.layers: list[LayerState] = []
+        self._packed = getattr(found, "packed_modules_mapping", None) or {}
+        self._resolver = Resolver(self.config)
+        self._loaded = False
+        tokens = vllm_config.scheduler_config.max_num_batched_tokens
+        device = torch.device(vllm_config.device_config.device)
+        self.phases = TokenPhases(tokens + _PADDING_TOKENS, device)
+        runner_hooks.install(find_phases)
+
+    def attach(self, layer: LinearBase) -> None:
+        """Decide about a layer that was just built, and wrap its method if sparse.
+
+        Raises:
+            ConfigError: naming the layer, if its pattern does not fit.
+        """
+        names = with_parts(layer.prefix, self._packed)
+        classes = {"Linear", *(base.__name__ for base in type(layer).__mro__)}
+        if self._loaded:
+            resolution = Resolution(None, "draft model of speculative decoding")
+        else:
+            resolution = self._resolver.resolve(names, classes)
+        state = self._describe(layer, resolution)
+        first = not self.layers
+        self.layers.append(state)
+        if state.pattern is not None:
+            self._wrap(layer, state)
+        elif first:
+            # Some layer must notice that loading ended, even if none is sparse.
+            _call_after_load(layer, self._after_load)
+
+    def _describe(self, layer: LinearBase, resolution: Resolution) -> LayerState:
+        k_local = getattr(layer, "input_size_per_partition", layer.input_size)
+        o_local = getattr(layer, "output_size_per_partition", layer.output_size)
+        group = resolution.group
+        activation = group.activation if group else None
+        weight = group.weight if group else None
+        sharded = k_local != layer.input_size
+        backend, reason = "dense", resolution.reason
+        if activation is not None:
+            _check_fits(layer, activation.pattern, k_local, sharded)
+            chosen = explain(
+                "sparsify",
+                device=self.phases.codes.device.type,
+                dtype=str(layer.params_dtype).removeprefix("torch."),
+                pattern=activation.pattern,
+            )
+            backend = chosen.backend
+            reason = f"{reason}; {chosen.reason}; product by {_method_name(layer)}"
+        return LayerState(
+            name=layer.prefix,
+            layer_class=type(layer).__name__.removeprefix("Sparse"),
+            in_features=k_local,
+            out_features=o_local,
+            pattern=activation.pattern if activation else None,
+            criterion=activation.criterion if activation else None,
+            backend=backend,
+            reason=reason,
+            weight_pattern=str(weight.pattern) if weight else None,
+            k_sharded=sharded,
+            counters=None,
+        )
+
+    def _wrap(self, layer: LinearBase, state: LayerState) -> None:
+        assert state.pattern is not None and state.criterion is not None
+        device = self.phases.codes.device
+        state.counters = torch.zeros(2, dtype=torch.int64, device=device)
+        # Buffers, so that torch.compile takes them as graph inputs; not persistent,
+        # so that weight loading does not look for them.
+        layer.register_buffer("vllm_sparse_codes", self.phases.codes, persistent=False)
+        layer.register_buffer("vllm_sparse_counters", state.counters, persistent=False)
+        kept, group = state.pattern.group(state.in_features)
+        layer.quant_method = SparseLinearMethod(
+            layer.quant_method,
+            kept=kept,
+            group=group,
+            phase=PHASE_CODES[self.config.phase],
+            criterion=state.criterion,
+            after_load=self._after_load,
+        )
+
+    def _after_load(self) -> None:
+        """Check, once, that the finished model has what the configuration names."""
+        if self._loaded:
+            return
+        self._loaded = True
+        if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
+            self._resolver.check_targets()
+        sparse = [layer for layer in self.layers if layer.pattern is not None]
+        logger.info(
+            "vllm-sparse: %d of %d linear layers sparsify their input (%s; phase %s; "
+            "from %s)",
+            len(sparse),
+            len(self.layers),
+            ", ".join(sorted({f"{x.pattern} by {x.backend}" for x in sparse})) or "-",
+            self.config.phase.value,
+            self.source,
+        )
+
+
+def _method_name(layer: LinearBase) -> str:
+    return f"vLLM's {type(layer.quant_method).__name__}"
+
+
+def _call_after_load(layer: LinearBase, callback: Any) -> None:
+    method = layer.quant_method
+    original = method.process_weights_after_loading
+
+    def process_weights_after_loading(module: torch.nn.Module) -> None:
+        original(module)
+        callback()
+
+    method.process_weights_after_loading = process_weights_after_loading
+
+
+def _check_fits(
+    layer: LinearBase, pattern: Pattern, k_local: int, sharded: bool
+) -> None:
+    shard = f" (a shard of {layer.input_size} over tp={layer.tp_size})" * sharded
+    if isinstance(pattern, Unstructured):
+        if sharded:
+            raise ConfigError(
+                f"{layer.prefix}: unstructured sparsity {pattern} needs whole rows, but "
+                f"in_features is {k_local}{shard}. Choose an N:M pattern, or add the "
+                "layer to `ignore`."
+            )
+    elif k_local % pattern.m:
+        remedy = "a smaller tensor-parallel size, " if sharded else ""
+        raise ConfigError(
+            f"{layer.prefix}: in_features {k_local}{shard} is not a multiple of "
+            f"m={pattern.m} (pattern {pattern}). Choose {remedy}an M that divides "
+            f"{k_local}, or add the layer to `ignore`."
+        )
+
+
+def _refuse_unsupported(vllm_config: VllmConfig) -> None:
+    parallel = vllm_config.parallel_config
+    if parallel.use_ubatching:
+        raise ConfigError(
+            "Activation sparsity does not work with micro-batching (--enable-dbo, "
+            "--ubatch-size): a layer would not know which tokens it sees. Turn one off."
+        )
+    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
+        raise ConfigError(
+            "Activation sparsity does not work with prefill context parallelism: a "
+            "layer would not know which tokens it sees. Turn one off."
+        )
+
+
+# Sessions by identity of the configuration they serve. Each holds its configuration,
+# so an identity is not used twice.
+_SESSIONS: dict[int, Session] = {}
+_INACTIVE: dict[int, VllmConfig] = {}
+
+
+def find_session(vllm_config: Any) -> Session | None:
+    """Return the session of an engine in this process, None if it is not active."""
+    return _SESSIONS.get(id(vllm_config))
+
+
+def find_phases(vllm_config: Any) -> TokenPhases | None:
+    """Return the token phases of an engine in this process."""
+    session = find_session(vllm_config)
+    return session.phases if session else None
+
+
+def current_session() -> Session | None:
+    """Return the session of the engine being built, making it at its first layer.
+
+    Raises:
+        ConfigError: if the engine's sparsity configuration cannot be used.
+    """
+    vllm_config = get_current_vllm_config_or_none()
+    if vllm_config is None or vllm_config.model_config is None:
+        return None
+    key = id(vllm_config)
+    if key in _SESSIONS or key in _INACTIVE:
+        return _SESSIONS.get(key)
+    session = _make_session(vllm_config)
+    if session is None:
+        _INACTIVE[key] = vllm_config
+    else:
+        _SESSIONS[key] = session
+    return session
+
+
+def _make_session(vllm_config: VllmConfig) -> Session | None:
+    speculative = vllm_config.speculative_config
+    if speculative and vllm_config.model_config is speculative.draft_model_config:
+        return None
+    extra = vllm_config.additional_config
+    options = extra.get(OPTIONS_KEY) if isinstance(extra, dict) else None
+    if options is not None and not isinstance(options, dict):
+        raise ConfigError(
+            f"additional_config[{OPTIONS_KEY!r}] is {options!r}. Expected an object, "
+            'for example {"activation_sparsity": "8:16"}.'
+        )
+    model = vllm_config.model_config
+    folder: Path | None = find_folder(model.model, model.revision)
+    found = resolve_options(options, folder)
+    if found is None:
+        return None
+    session = Session(vllm_config, *found)
+    # vLLM hashes additional_config into its compile-cache key: compiled code bakes in
+    # patterns and phase, so the resolved configuration must be part of the key.
+    extra[OPTIONS_KEY] = {**(options or {}), FINGERPRINT: session.config.fingerprint}
+    return session

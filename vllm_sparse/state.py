@@ -1,0 +1,95 @@
+"""What the plugin knows about one linear layer: its rule, its numbers, its counters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+import torch
+
+from nmsparse.pattern import Pattern
+from vllm_sparse.custom_ops import ELEMENTS, NONZEROS
+
+
+class LayerReport(TypedDict):
+    """One layer in ``GET /sparsity``: plain values, they cross process borders."""
+
+    name: str
+    kind: str
+    layer_class: str
+    in_features: int
+    out_features: int
+    pattern: str | None
+    criterion: str | None
+    backend: str
+    reason: str
+    weight_pattern: str | None
+    k_sharded: bool
+    elements: int
+    nonzeros: int
+    density: float | None
+
+
+@dataclass
+class LayerState:
+    """One linear layer of this rank.
+
+    Attributes:
+        name: full name in vLLM's model.
+        layer_class: class of the layer, as vLLM names it.
+        in_features: K on this rank (a shard for row-parallel layers).
+        out_features: O on this rank.
+        pattern: activation pattern, None if the input stays dense.
+        criterion: score that ranks channels, None if dense.
+        backend: what executes it: ``dense`` or the sparsify backend.
+        reason: why.
+        weight_pattern: what the pruner recorded for the weights.
+        k_sharded: whether K is split over tensor-parallel ranks.
+        counters: ``[2]`` int64 on the device, elements and non-zeros; None if dense.
+    """
+
+    name: str
+    layer_class: str
+    in_features: int
+    out_features: int
+    pattern: Pattern | None
+    criterion: str | None
+    backend: str
+    reason: str
+    weight_pattern: str | None
+    k_sharded: bool
+    counters: torch.Tensor | None
+
+    @property
+    def kind(self) -> str:
+        """Metric label: the role in a block (``qkv``, ``o``, ``gate_up``, ``down``)."""
+        return self.name.rpartition(".")[2].removesuffix("_proj")
+
+
+def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
+    """Describe a layer with its counter values read from the device."""
+    elements, nonzeros = counts[ELEMENTS], counts[NONZEROS]
+    return LayerReport(
+        name=state.name,
+        kind=state.kind,
+        layer_class=state.layer_class,
+        in_features=state.in_features,
+        out_features=state.out_features,
+        pattern=None if state.pattern is None else str(state.pattern),
+        criterion=state.criterion,
+        backend=state.backend,
+        reason=state.reason,
+        weight_pattern=state.weight_pattern,
+        k_sharded=state.k_sharded,
+        elements=elements,
+        nonzeros=nonzeros,
+        density=nonzeros / elements if elements else None,
+    )
+
+
+def read_counters(states: list[LayerState]) -> list[list[int]]:
+    """Read all counters in one device-to-host copy; zeros for dense layers."""
+    counted = [s.counters for s in states if s.counters is not None]
+    values: list[list[int]] = torch.stack(counted).tolist() if counted else []
+    remaining: Any = iter(values)
+    return [[0, 0] if s.counters is None else next(remaining) for s in states]

@@ -1,0 +1,57 @@
+"""The worker's answer to ``collective_rpc("vllm_sparse_stats")``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from vllm_sparse.phases import DECODE, PREFILL
+from vllm_sparse.session import find_session
+from vllm_sparse.state import LayerReport, layer_report, read_counters
+
+if TYPE_CHECKING:
+    from nmsparse.config import SparsityConfig
+
+STATS_METHOD = "vllm_sparse_stats"
+
+
+class RankStats(TypedDict):
+    """One worker's statistics: plain values only."""
+
+    rank: int
+    phase: str
+    source: str
+    fingerprint: str
+    config: dict[str, Any]
+    tokens: dict[str, int]
+    layers: list[LayerReport]
+
+
+def collect(worker: Any) -> RankStats | None:
+    """Return the statistics of a worker; None if its engine is not sparse.
+
+    Args:
+        worker: a vLLM worker (``WorkerBase``).
+    """
+    session = find_session(worker.vllm_config)
+    if session is None:
+        return None
+    config: SparsityConfig = session.config
+    totals = session.phases.totals.tolist()
+    counts = read_counters(session.layers)
+    return RankStats(
+        rank=worker.rank,
+        phase=config.phase.value,
+        source=session.source,
+        fingerprint=config.fingerprint,
+        config=config.model_dump(mode="json"),
+        tokens={"prefill": totals[PREFILL], "decode": totals[DECODE]},
+        layers=[layer_report(s, c) for s, c in zip(session.layers, counts, strict=True)],
+    )
+
+
+def register_worker_methods() -> None:
+    """Install the method on vLLM's worker base class (see ``patches.md``)."""
+    from vllm.v1.worker.worker_base import WorkerBase
+
+    if not hasattr(WorkerBase, STATS_METHOD):
+        setattr(WorkerBase, STATS_METHOD, collect)
