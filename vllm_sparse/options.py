@@ -18,7 +18,9 @@ from nmsparse.suggest import unknown
 OPTIONS_KEY = "vllm_sparse"
 # Written by the session, so that it is part of vLLM's compile-cache key.
 FINGERPRINT = "fingerprint"
-_KEYS = ("enabled", "activation_sparsity", "phase", "config", "config_file")
+# What ``vllm-sparse serve`` resolved the configuration from, for people to read.
+SOURCE = "source"
+_KEYS = ("enabled", "activation_sparsity", "phase", "config", "config_file", SOURCE)
 _SOURCES = ("activation_sparsity", "config", "config_file")
 _WHERE = f"additional_config[{OPTIONS_KEY!r}]"
 
@@ -31,8 +33,8 @@ def resolve_options(
     Args:
         options: the value of ``additional_config["vllm_sparse"]``; None if absent.
             Keys: ``enabled`` (bool), one of ``activation_sparsity`` (pattern),
-            ``config`` (inline object) and ``config_file`` (path), and ``phase``, which
-            overrides the configuration's.
+            ``config`` (inline object) and ``config_file`` (path); ``phase``, which
+            overrides the configuration's; ``source``, a text that is shown.
         model_folder: local folder of the model, if known.
 
     Raises:
@@ -71,7 +73,7 @@ def resolve_options(
     if phase is not None:
         data = config.model_dump(mode="json") | {"phase": phase}
         config = SparsityConfig.parse(data, source=f"{_WHERE}.phase")
-    return config, source
+    return config, str(given.get(SOURCE, source))
 
 
 def _load(key: str, value: Any) -> tuple[SparsityConfig, str]:

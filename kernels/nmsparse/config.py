@@ -117,7 +117,8 @@ class SparsityConfig(_Strict):
         pydantic.ValidationError: on construction; :meth:`parse` gives readable errors.
     """
 
-    schema_version: int = SCHEMA_VERSION
+    # Strict: "2" must not pass as a version that was not compared.
+    schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
     phase: Phase = Phase.DECODE
     groups: dict[str, Group] = Field(default_factory=dict)
     ignore: tuple[str, ...] = DEFAULT_IGNORE
@@ -126,6 +127,7 @@ class SparsityConfig(_Strict):
     @model_validator(mode="before")
     @classmethod
     def _readable_schema(cls, data: Any) -> Any:
+        # First of all: a newer schema may have keys that are unknown here.
         version = data.get("schema_version", 1) if isinstance(data, dict) else 1
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ValueError(
@@ -188,7 +190,8 @@ class SparsityConfig(_Strict):
     def fingerprint(self) -> str:
         """Hash of everything that changes results: part of vLLM's compile-cache key."""
         relevant = self.model_dump(mode="json", exclude={"provenance"})
-        text = json.dumps(relevant, sort_keys=True)
+        # Unsorted: of groups that match equally well the first decides.
+        text = json.dumps(relevant)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

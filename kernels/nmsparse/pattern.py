@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import TypeAlias
 
 # Keys of the deterministic selection hold the position in a group in 16 bits.
@@ -124,7 +125,7 @@ class Unstructured:
     @property
     def slug(self) -> str:
         """Name for files and repositories: ``unstructured50``."""
-        return f"unstructured{self.target_sparsity * 100:g}"
+        return f"unstructured{_percent(self.target_sparsity)}"
 
     def group(self, in_features: int) -> tuple[int, int]:
         """Return (kept, group size): the whole row is one group."""
@@ -136,10 +137,16 @@ class Unstructured:
         return max(1, round(in_features * self.density)), in_features
 
     def __str__(self) -> str:
-        return f"{self.target_sparsity * 100:g}%"
+        return f"{_percent(self.target_sparsity)}%"
 
 
 Pattern: TypeAlias = NMPattern | Unstructured
+
+
+def _percent(share: float) -> str:
+    """Return ``share`` times 100 as text that reads back to exactly the same float."""
+    text = f"{Decimal(repr(float(share))).scaleb(2):f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
 
 
 def parse_pattern(text: str | NMPattern | Unstructured) -> Pattern:
@@ -154,5 +161,5 @@ def parse_pattern(text: str | NMPattern | Unstructured) -> Pattern:
     if found := _NM.fullmatch(stripped):
         return NMPattern(int(found[1]), int(found[2]))
     if found := _PERCENT.fullmatch(stripped):
-        return Unstructured(float(found[1]) / 100.0)
+        return Unstructured(float(Decimal(found[1]).scaleb(-2)))
     raise ValueError(f"Sparsity pattern {text!r} is not understood. {_HINT}")

