@@ -21,15 +21,16 @@ PROJECT_STAMP := $(VENV)/.stamp-project-$(call hash,$(LOCK) pyproject.toml)
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/vllm-sparse
 EMBEDDED := $(CACHE)/models/gemma-3-270m
 
-# Options of `make serve`.
-MODEL ?=
-SPARSITY ?= 8:16
-HOST ?= 127.0.0.1
-PORT ?= 8000
-MAX_MODEL_LEN ?= 2048
-MEM ?= 0.4
+# Options of `make serve`, from make's command line alone: shells export HOST and PORT
+# for reasons of their own.
+MODEL :=
+SPARSITY := 8:16
+HOST := 127.0.0.1
+PORT := 8000
+MAX_MODEL_LEN := 2048
+MEM := 0.4
 # Extra arguments of `make serve`, `make test` and `make bench`.
-ARGS ?=
+ARGS :=
 
 # GiB for the KV cache of vLLM's CPU backend.
 export VLLM_CPU_KVCACHE_SPACE ?= 1
@@ -52,7 +53,11 @@ $(LOCK_STAMP): | $(BIN)/python
 	if ! $(BIN)/pip install --no-deps "$$torch"; then
 	  echo "==> $$torch is not on the package index in use (PyPI has only CUDA builds)."
 	  echo "==> Trying again with the PyTorch CPU index, $(TORCH_INDEX)"
-	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) "$$torch"
+	  $(BIN)/pip install --no-deps --extra-index-url $(TORCH_INDEX) "$$torch" || {
+	    echo "error: $$torch was not found there either. Expected a network that reaches" >&2
+	    echo "that index, or a wheel: set PIP_FIND_LINKS to its folder, then make setup" >&2
+	    exit 1
+	  }
 	fi
 	$(BIN)/pip install --no-deps -r $(LOCK)
 	echo "==> Checking that transformers and vLLM import"

@@ -35,7 +35,8 @@ def _sparsify_tokens_cpu(
     criterion: str,
 ) -> torch.Tensor:
     """Sparsify the selected tokens only; see :func:`sparsify_tokens`."""
-    flat = x.reshape(-1, x.shape[-1])
+    # Contiguous, so that the result has the strides the fake promises.
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
     codes = codes[: flat.shape[0]]
     pattern = NMPattern(kept, group)
     if phase == PADDING:
@@ -63,7 +64,8 @@ def _sparsify_tokens_cuda(
     criterion: str,
 ) -> torch.Tensor:
     """Fixed shapes and no host synchronisation; see :func:`sparsify_tokens`."""
-    flat = x.reshape(-1, x.shape[-1])
+    # Contiguous, so that the result has the strides the fake promises.
+    flat = x.reshape(-1, x.shape[-1]).contiguous()
     codes = codes[: flat.shape[0]]
     sparse = sparsify(flat, NMPattern(kept, group), criterion=criterion)
     real = codes != PADDING if phase == PADDING else codes == phase

@@ -53,7 +53,8 @@ def to_vllm_names(config: SparsityConfig, mapper: Any) -> SparsityConfig:
         if mapped is None:
             return target
         # A mapper may also fold q_proj into qkv_proj; parts are resolved by us.
-        return str(mapped).rpartition(".")[0] + "." + target.rpartition(".")[2]
+        parent, dot, _ = str(mapped).rpartition(".")
+        return parent + dot + target.rpartition(".")[2]
 
     data = config.model_dump(mode="json")
     data["ignore"] = [translate(target) for target in config.ignore]

@@ -29,10 +29,25 @@ def test_parse(text, expected):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "8", "8:", ":16", "8:16:32", "8/16", "-1:4", "2:4x", "50", "0.5", "%", "2.5:4"],
+    [
+        "",
+        "8",
+        "8:",
+        ":16",
+        "8:16:32",
+        "8/16",
+        "-1:4",
+        "2:4x",
+        "50",
+        "0.5",
+        "%",
+        "2.5:4",
+    ],
 )
 def test_parse_refuses_and_shows_the_form(text):
-    with pytest.raises(ValueError, match=r"pattern '.*' is not understood\. Expected N:M"):
+    with pytest.raises(
+        ValueError, match=r"pattern '.*' is not understood\. Expected N:M"
+    ):
         parse_pattern(text)
 
 
@@ -106,8 +121,8 @@ def test_text_of_unstructured_is_short():
 def test_indivisible_row_names_both_and_the_remedy():
     with pytest.raises(
         ValueError,
-        match=r"in_features 11009 is not a multiple of m=4 \(pattern 2:4\)\. Choose an M "
-        r"that divides 11009, or leave this layer out with `ignore`",
+        match=r"in_features 11009 is not a multiple of m=4 \(pattern 2:4\)\. "
+        r"Choose an M that divides 11009, or leave this layer out with `ignore`",
     ):
         NMPattern(2, 4).group(11009)
 

@@ -81,7 +81,13 @@ def test_ignore_wins_except_over_a_full_name(ignore, target, expected):
 
 @pytest.mark.parametrize(
     "target",
-    ["Linear", QKV[0], r"re:.*\.qkv_proj$", r"re:.*\.(q_proj|k_proj|v_proj)$", r"re:.*"],
+    [
+        "Linear",
+        QKV[0],
+        r"re:.*\.qkv_proj$",
+        r"re:.*\.(q_proj|k_proj|v_proj)$",
+        r"re:.*",
+    ],
 )
 def test_fused_module_follows_its_name_or_all_its_parts(target):
     resolver = Resolver(config(a=("8:16", target)))

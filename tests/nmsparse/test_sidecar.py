@@ -122,7 +122,8 @@ def test_a_folder_is_no_file(tmp_path):
 def test_write_needs_an_existing_folder(tmp_path):
     folder = tmp_path / "missing"
     with pytest.raises(
-        ConfigError, match=rf"Model folder {folder} does not exist\. Expected an existing"
+        ConfigError,
+        match=rf"Model folder {folder} does not exist\. Expected an existing",
     ):
         write_sidecar(folder, CONFIG)
     assert not folder.exists()

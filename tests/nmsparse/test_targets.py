@@ -35,9 +35,7 @@ def test_match(target, expected):
 
 
 def test_specificity_order():
-    assert (
-        Specificity.NAME > Specificity.REGEX > Specificity.CLASS > Specificity.NONE
-    )
+    assert Specificity.NAME > Specificity.REGEX > Specificity.CLASS > Specificity.NONE
 
 
 def test_best_match_takes_the_most_specific_then_the_first():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def folders(tmp_path_factory):
     made = {kind: tiny.build(kind, root / kind) for kind in MODELS}
     for scheme in ("w8a8", "w4a16"):
         made[scheme] = quantize(made["llama"], root / scheme, scheme)
+    # Weights of the usual size: bfloat16 rounding then flips few selections.
+    for kind in MODELS:
+        made[f"calm {kind}"] = tiny.build(
+            kind, root / f"calm-{kind}", initializer_range=0.02
+        )
     made["sidecar"] = tiny.build("llama", root / "sidecar")
     write_sidecar(made["sidecar"], SparsityConfig.uniform("4:16", phase="both"))
     return {name: str(folder) for name, folder in made.items()}
@@ -68,8 +74,14 @@ def _jobs(folders):
             options = sparse(pattern, "both")
             jobs[kind, pattern] = {**base, "options": options, "max_tokens": 4}
         for dtype in ("float32", "bfloat16"):
-            options = sparse("8:16", "both", dtype=dtype)
-            jobs[kind, dtype] = {**base, "options": options, "prompt_logprobs": 5}
+            options = sparse("8:16", "both", dtype=dtype, max_logprobs=-1)
+            jobs[kind, dtype] = {
+                **base,
+                "model": folders[f"calm {kind}"],
+                "options": options,
+                "prompt_logprobs": -1,
+                "max_tokens": 1,
+            }
     llama = {"model": folders["llama"], "prompts": PROMPTS}
     jobs["llama", "dense"] = llama
     jobs["llama", "prefill"] = {**llama, "options": sparse("8:16", "prefill")}
@@ -181,24 +193,35 @@ def test_phases(runs):
             assert layer["elements"] == expected[name] * layer["in_features"]
 
 
+def _relative_errors(run, oracle):
+    """Return |difference| / |oracle| of the log-probabilities at every position."""
+    errors = []
+    for engine, expected in zip(run["prompt_logprobs"], oracle, strict=True):
+        for entry, want in zip(engine[1:], expected, strict=False):
+            got = torch.tensor([entry[str(token)] for token in range(len(want))])
+            errors.append(((got - want).norm() / want.norm()).item())
+    return torch.tensor(errors)
+
+
+# bfloat16: the two implementations round differently, so near-ties are now and then
+# selected differently; transformers alone, bfloat16 against float32, differs by 0.01.
 @pytest.mark.parametrize(
-    ("dtype", "limit"), [("float32", 1e-4), ("bfloat16", 0.05)], ids=["fp32", "bf16"]
+    ("dtype", "worst", "typical"),
+    [("float32", 1e-4, 1e-5), ("bfloat16", 0.03, 0.006)],
+    ids=["fp32", "bf16"],
 )
 @pytest.mark.parametrize("model", MODELS)
-def test_logits_match_transformers(folders, runs, model, dtype, limit, record_property):
-    """Median and maximum over all prompt positions of the relative error."""
-    expected = prompt_logprobs(
-        Path(folders[model]), PROMPTS, "8:16", getattr(torch, dtype)
-    )
-    errors = []
-    for engine, oracle in zip(runs[model, dtype]["prompt_logprobs"], expected, strict=True):
-        for position, entry in enumerate(engine):
-            for token, logprob in (entry or {}).items():
-                want = oracle[position - 1, int(token)].item()
-                errors.append(abs(logprob - want) / max(1.0, abs(want)))
-    worst, median = max(errors), sorted(errors)[len(errors) // 2]
-    record_property("max_relative_error", worst)
-    assert median < limit, (median, worst)
+def test_logits_match_transformers(folders, runs, model, dtype, worst, typical):
+    """The oracle is a transformers model hooked with the reference op."""
+    folder = Path(folders[f"calm {model}"])
+    arguments = (folder, PROMPTS)
+    oracle = prompt_logprobs(*arguments, "8:16", getattr(torch, dtype))
+    errors = _relative_errors(runs[model, dtype], oracle)
+    sys.stdout.write(f"relative error: max {errors.max():.2g}, median {errors.median():.2g}")
+    assert errors.max() < worst
+    assert errors.median() < typical
+    dense = prompt_logprobs(*arguments, "16:16", getattr(torch, dtype))
+    assert _relative_errors(runs[model, dtype], dense).median() > 2 * typical
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a16"])

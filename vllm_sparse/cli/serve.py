@@ -118,15 +118,17 @@ def _check_early(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog=PROGRAM, add_help=False, allow_abbrev=False)
     add_sparsity_arguments(parser)
     # vLLM's parser also accepts underscores.
-    dashed = [a.replace("_", "-", 1 << 8) if _ours(a) else a for a in arguments]
-    known, _ = parser.parse_known_args(dashed)
+    known, _ = parser.parse_known_args([_dashed(a) for a in arguments])
     options = sparsity_options(known)
     if options and (options.keys() - {"phase"}):
         resolve_options(options, None)
 
 
-def _ours(argument: str) -> bool:
-    return argument.startswith(("--activation_sparsity", "--sparsity_"))
+def _dashed(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    if flag.startswith(("--activation_sparsity", "--sparsity_")):
+        flag = flag.replace("_", "-")
+    return flag + equals + value
 
 
 def _prepare_environment() -> None:

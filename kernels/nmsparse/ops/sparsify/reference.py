@@ -14,8 +14,6 @@ def sparsify_reference(
     x: torch.Tensor, pattern: Pattern, criterion: str
 ) -> torch.Tensor:
     """Return ``x`` (``[..., K]``) with the dropped channels set to zero."""
-    if pattern.is_dense:
-        return x.clone()
     keep = select_keep(criteria.get(criterion)(x), pattern)
     # where, not a product: 0 * inf and 0 * NaN would not be zero.
     return torch.where(keep, x, 0)

@@ -1,0 +1,112 @@
+"""Perplexity through the real engine (prompt log-probabilities), dense and sparse.
+
+    python benchmarks/perplexity.py --text wiki.valid.raw --name gemma-3-270m
+
+Windows do not overlap and start with ``<bos>``; every token but that one is scored. Sparse
+rows use phase ``both``: scored tokens are prompt tokens, so they must be sparsified. One
+engine runs at a time. The text is yours: this repository ships none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+import rows
+from offline_prune.embedded import default_folder
+
+
+def windows(model: str, text: str, length: int, count: int) -> list[list[int]]:
+    """Cut the tokenised text into windows of ``length`` tokens, ``<bos>`` included."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    body = length - 1
+    if len(ids) < body * count:
+        raise SystemExit(
+            f"--text has {len(ids)} tokens. Expected {body * count} for {count} windows "
+            f"of {length}: give a longer text or fewer --windows."
+        )
+    starts = range(0, body * count, body)
+    return [[tokenizer.bos_token_id, *ids[s : s + body]] for s in starts]
+
+
+def perplexity(model: str, data: list[list[int]], options: dict[str, Any]) -> float:
+    """Return exp of the mean negative log-likelihood over all scored tokens."""
+    from vllm import LLM, SamplingParams
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    llm = LLM(
+        model=model,
+        enforce_eager=True,
+        max_model_len=len(data[0]) + 1,
+        gpu_memory_utilization=0.3,
+        distributed_executor_backend="uni",
+        enable_prefix_caching=False,
+        additional_config={"vllm_sparse": options},
+    )
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    prompts = [{"prompt_token_ids": ids} for ids in data]
+    total, scored = 0.0, 0
+    for ids, output in zip(data, llm.generate(prompts, sampling), strict=True):
+        for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True):
+            total -= entry[token].logprob
+            scored += 1
+    del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return math.exp(total / scored)
+
+
+def main() -> None:
+    """Measure and append rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default=str(default_folder()))
+    parser.add_argument("--name", default="gemma-3-270m", help="model name in the rows")
+    parser.add_argument("--text", type=Path, required=True)
+    parser.add_argument("--text-name", required=True, help="text name in the rows")
+    parser.add_argument("--windows", type=int, default=8)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument(
+        "--patterns", nargs="+", default=["dense", "2:4", "4:8", "8:16", "16:32", "12:16"]
+    )
+    args = parser.parse_args()
+    text = args.text.read_text(encoding="utf-8")
+    data = windows(args.model, text, args.length, args.windows)
+    results = []
+    for pattern in args.patterns:
+        options: dict[str, Any] = {"enabled": False}
+        if pattern != "dense":
+            options = {"activation_sparsity": pattern, "phase": "both"}
+        value = perplexity(args.model, data, options)
+        print(f"{pattern:>6}  perplexity {value:.2f}", flush=True)
+        results.append(
+            {
+                "benchmark": "perplexity",
+                "model": args.name,
+                "dtype": "bfloat16",
+                "text": args.text_name,
+                "text_sha256": hashlib.sha256(text.encode()).hexdigest()[:16],
+                "windows": args.windows,
+                "length": args.length,
+                "mode": pattern,
+                "phase": None if pattern == "dense" else "both",
+                "targets": None if pattern == "dense" else "all decoder linears",
+                "perplexity": round(value, 3),
+            }
+        )
+    print(f"rows appended to {rows.append('perplexity', results)}")
+
+
+if __name__ == "__main__":
+    main()

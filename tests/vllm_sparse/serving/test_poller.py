@@ -1,0 +1,132 @@
+"""The poller: asks, counts errors, goes on."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from vllm_sparse.serving import poller as module
+from vllm_sparse.serving.poller import StatsPoller
+
+
+async def until(condition):
+    """Wait for a condition; fail after some seconds."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
+    raise AssertionError("the condition never came true")
+
+
+def test_fetch_merges_ranks(fakes):
+    ranks = [fakes.stats(fakes.layer(k_sharded=True), rank=rank) for rank in range(2)]
+    engine = fakes.engine(ranks)
+    stats = asyncio.run(StatsPoller(engine, 60.0).fetch())
+    assert stats["layers"][0]["elements"] == 1280
+    assert engine.methods == ["vllm_sparse_stats"]
+
+
+@pytest.mark.parametrize("answers", [[], [None], [None, None]])
+def test_a_dense_engine(fakes, answers):
+    assert asyncio.run(StatsPoller(fakes.engine(answers), 60.0).fetch()) is None
+
+
+def test_ranks_without_an_answer_are_left_out(fakes):
+    engine = fakes.engine([None, fakes.stats(fakes.layer(), rank=1)])
+    assert asyncio.run(StatsPoller(engine, 60.0).fetch())["rank"] == 1
+
+
+def test_fetch_passes_the_engines_error_on(fakes):
+    with pytest.raises(ConnectionError, match="engine is gone"):
+        asyncio.run(
+            StatsPoller(fakes.engine(ConnectionError("engine is gone")), 60.0).fetch()
+        )
+
+
+def test_metrics_follow_the_engine(fakes, metrics):
+    async def scenario():
+        engine = fakes.engine([fakes.stats(fakes.layer(elements=100))])
+        poller = StatsPoller(engine, 0.001)
+        poller.start(metrics.objects)
+        await until(lambda: metrics.value("elements_total", kind="up") == 100)
+        engine.answers = [fakes.stats(fakes.layer(elements=250))]
+        await until(lambda: metrics.value("elements_total", kind="up") == 250)
+        poller._task.cancel()
+
+    asyncio.run(scenario())
+    assert metrics.value("poll_errors_total") == 0
+
+
+def test_fetch_on_request_also_advances_the_metrics(fakes, metrics):
+    async def scenario():
+        poller = StatsPoller(fakes.engine([fakes.stats(fakes.layer())]), 60.0)
+        poller.start(metrics.objects)
+        await poller.fetch()
+        poller._task.cancel()
+
+    asyncio.run(scenario())
+    assert metrics.value("elements_total", kind="up") == 640
+
+
+def test_errors_are_counted_logged_once_and_survived(fakes, metrics, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(
+        module.logger, "warning", lambda text, *args: warnings.append(text % args)
+    )
+
+    async def scenario():
+        engine = fakes.engine(ConnectionError("engine is gone"))
+        poller = StatsPoller(engine, 0.001)
+        poller.start(metrics.objects)
+        await until(lambda: metrics.value("poll_errors_total") >= 3)
+        assert len(warnings) == 1
+        engine.answers = [fakes.stats(fakes.layer())]
+        await until(lambda: metrics.value("elements_total", kind="up") == 640)
+        errors = metrics.value("poll_errors_total")
+        asked = len(engine.methods)
+        await until(lambda: len(engine.methods) > asked + 2)
+        assert metrics.value("poll_errors_total") == errors
+        # The next trouble is a new one.
+        engine.answers = ConnectionError("engine is gone again")
+        await until(lambda: metrics.value("poll_errors_total") >= errors + 3)
+        poller._task.cancel()
+
+    asyncio.run(scenario())
+    assert warnings == [
+        "vllm-sparse: statistics poll failed: ConnectionError('engine is gone')",
+        "vllm-sparse: statistics poll failed: ConnectionError('engine is gone again')",
+    ]
+
+
+def test_it_ends_when_cancelled(fakes, metrics):
+    async def scenario():
+        poller = StatsPoller(fakes.engine([None]), 0.001)
+        poller.start(metrics.objects)
+        await until(lambda: len(poller._engine.methods) > 1)
+        poller._task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await poller._task
+
+    asyncio.run(scenario())
+    assert metrics.value("poll_errors_total") == 0
+
+
+def test_requests_do_not_overlap(fakes):
+    class Slow:
+        running = most = 0
+
+        async def collective_rpc(self, method):
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await asyncio.sleep(0.01)
+            self.running -= 1
+            return [None]
+
+    async def scenario(engine):
+        poller = StatsPoller(engine, 60.0)
+        await asyncio.gather(*(poller.fetch() for _ in range(5)))
+
+    engine = Slow()
+    asyncio.run(scenario(engine))
+    assert engine.most == 1

@@ -1,0 +1,222 @@
+"""Where the configuration comes from, and every way to say it wrongly."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import EntryNotFoundError, HFValidationError
+
+from nmsparse.config import ConfigError, Phase, SparsityConfig
+from nmsparse.sidecar import SIDECAR_NAME, write_sidecar
+from vllm_sparse.options import (
+    FINGERPRINT,
+    download_sidecar,
+    local_model_folder,
+    resolve_options,
+)
+
+WHERE = r"additional_config\['vllm_sparse'\]"
+CONFIG = SparsityConfig.uniform("2:4", phase="both")
+
+
+def pattern_of(config):
+    return str(config.groups["default"].activation.pattern)
+
+
+@pytest.mark.parametrize("options", [None, {}, {"enabled": True}, {FINGERPRINT: "1"}])
+def test_nothing_asked_for(options, tmp_path):
+    assert resolve_options(options, None) is None
+    assert resolve_options(options, tmp_path) is None
+
+
+def test_pattern():
+    config, source = resolve_options({"activation_sparsity": "8:16"}, None)
+    assert config == SparsityConfig.uniform("8:16")
+    assert source == "activation sparsity 8:16"
+
+
+def test_inline_configuration():
+    data = CONFIG.model_dump(mode="json")
+    config, source = resolve_options({"config": data}, None)
+    assert config == CONFIG
+    assert source == "additional_config['vllm_sparse']"
+
+
+def test_file(tmp_path):
+    path = write_sidecar(tmp_path, CONFIG)
+    assert resolve_options({"config_file": str(path)}, None) == (CONFIG, str(path))
+
+
+def test_sidecar(tmp_path):
+    path = write_sidecar(tmp_path, CONFIG)
+    assert resolve_options(None, tmp_path) == (CONFIG, f"sidecar {path}")
+
+
+def test_an_explicit_source_wins_over_the_sidecar(tmp_path):
+    write_sidecar(tmp_path, CONFIG)
+    config, source = resolve_options({"activation_sparsity": "8:16"}, tmp_path)
+    assert pattern_of(config) == "8:16"
+    assert config.phase is Phase.DECODE
+    assert source == "activation sparsity 8:16"
+
+
+def test_an_explicit_source_does_not_read_a_broken_sidecar(tmp_path):
+    (tmp_path / SIDECAR_NAME).write_text("{")
+    assert resolve_options({"activation_sparsity": "8:16"}, tmp_path) is not None
+    assert resolve_options({"enabled": False}, tmp_path) is None
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve_options({}, tmp_path)
+
+
+def test_disabled_ignores_the_sidecar_and_every_other_key(tmp_path):
+    write_sidecar(tmp_path, CONFIG)
+    options = {"enabled": False, "activation_sparsity": "8:16", "phase": "prefill"}
+    assert resolve_options(options, tmp_path) is None
+
+
+def test_phase_overrides_only_the_phase(tmp_path):
+    write_sidecar(tmp_path, CONFIG)
+    config, _ = resolve_options({"phase": "prefill"}, tmp_path)
+    assert config.phase is Phase.PREFILL
+    assert config.groups == CONFIG.groups
+    assert config.ignore == CONFIG.ignore
+    options = {"activation_sparsity": "8:16", "phase": "both"}
+    assert resolve_options(options, None)[0].phase is Phase.BOTH
+
+
+def test_the_source_can_be_told():
+    options = {"activation_sparsity": "8:16", "source": "sidecar of my/model"}
+    assert resolve_options(options, None)[1] == "sidecar of my/model"
+
+
+def test_options_are_not_modified():
+    options = {"enabled": True, "activation_sparsity": "8:16", FINGERPRINT: "1"}
+    before = dict(options)
+    resolve_options(options, None)
+    assert options == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"activation_sparsty": "8:16"},
+            rf"{WHERE}: Unknown key 'activation_sparsty'\. Did you mean: "
+            r"activation_sparsity\?",
+        ),
+        ({"enabled": "no"}, rf"{WHERE}\.enabled is 'no'\. Expected true or false"),
+        ({"enabled": 1}, rf"{WHERE}\.enabled is 1\. Expected true or false"),
+        (
+            {"activation_sparsity": "8:16", "config": {}},
+            rf"{WHERE} has activation_sparsity and config\. Expected one of "
+            r"activation_sparsity, config, config_file: remove the others",
+        ),
+        (
+            {"config": {}, "config_file": "x"},
+            rf"{WHERE} has config and config_file\. Expected one of",
+        ),
+        (
+            {"phase": "both"},
+            rf"{WHERE}\.phase is set, but no sparsity is\. Expected also one of .*"
+            rf"or a model folder with {SIDECAR_NAME}",
+        ),
+        (
+            {"activation_sparsity": "8:16", "phase": "never"},
+            rf"{WHERE}\.phase: phase: Input should be 'decode', 'prefill' or 'both'",
+        ),
+        (
+            {"activation_sparsity": 8},
+            rf"{WHERE}\.activation_sparsity is 8\. Expected a string",
+        ),
+        ({"config_file": {}}, rf"{WHERE}\.config_file is {{}}\. Expected a string"),
+        ({"activation_sparsity": "16:8"}, "16:8 is invalid.*number KEPT"),
+        ({"config_file": "/no/such.json"}, r"/no/such\.json does not exist"),
+        ({"config": "8:16"}, rf"{WHERE}\.config: Input should be a valid dictionary"),
+        ({"config": {"fase": "both"}}, rf"{WHERE}\.config: Unknown key 'fase'"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_options(options, None)
+
+
+def test_local_folder(tmp_path):
+    assert local_model_folder(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("model", ["nobody/nothing", "s3://bucket/model", "/no/such"])
+def test_model_that_is_not_here(model):
+    assert local_model_folder(model) is None
+
+
+def test_folder_in_the_hub_cache(tmp_path, monkeypatch):
+    asked = []
+
+    def cached(model, name, revision=None):
+        asked.append((model, name, revision))
+        return str(tmp_path / name)
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", cached)
+    assert local_model_folder("org/name", "v1") == tmp_path
+    assert asked == [("org/name", SIDECAR_NAME, "v1")]
+    # What the hub answers for a file it knows not to exist is no string.
+    monkeypatch.setattr(
+        huggingface_hub, "try_to_load_from_cache", lambda *a, **k: object()
+    )
+    assert local_model_folder("org/name") is None
+
+
+@pytest.fixture
+def downloads(monkeypatch):
+    """Record downloads; fail with the exception put at index 0, if any."""
+    calls = []
+    failure = []
+
+    def download(model, name, revision=None):
+        calls.append((model, name, revision))
+        if failure:
+            raise failure[0]
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return calls, failure
+
+
+def test_download(downloads, tmp_path, monkeypatch):
+    calls, _ = downloads
+    download_sidecar("org/name", "v1")
+    assert calls == [("org/name", SIDECAR_NAME, "v1")]
+    download_sidecar(str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    download_sidecar("org/name")
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("error", [EntryNotFoundError, HFValidationError])
+def test_a_model_without_sidecar_is_fine(downloads, error):
+    downloads[1].append(error("no"))
+    download_sidecar("org/name")
+    assert len(downloads[0]) == 1
+
+
+def test_other_hub_errors_are_told(downloads):
+    downloads[1].append(OSError("gated"))
+    with pytest.raises(OSError, match="gated"):
+        download_sidecar("org/name")
+
+
+def test_resolving_imports_neither_torch_nor_vllm():
+    code = (
+        "import json, sys; from vllm_sparse.options import resolve_options;"
+        "resolve_options({'activation_sparsity': '8:16'}, None);"
+        "print(json.dumps(sorted({'torch', 'vllm', 'transformers'} & {*sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []

@@ -1,0 +1,119 @@
+"""Token phases: by position alone, whatever the batch looks like."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nmsparse.config import Phase
+from vllm_sparse.phases import DECODE, PADDING, PHASE_CODES, PREFILL, TokenPhases
+
+CPU = torch.device("cpu")
+
+
+def publish(phases, *requests):
+    """Publish requests given as (prompt length, first position, tokens)."""
+    positions = [p for _, first, n in requests for p in range(first, first + n)]
+    prompts = [prompt for prompt, _, n in requests for _ in range(n)]
+    phases.publish(torch.tensor(positions), torch.tensor(prompts, dtype=torch.int32))
+    return phases.codes.tolist()
+
+
+def test_codes_are_the_ops_arguments():
+    assert PHASE_CODES == {
+        Phase.BOTH: PADDING,
+        Phase.PREFILL: PREFILL,
+        Phase.DECODE: DECODE,
+    }
+    assert len({PADDING, PREFILL, DECODE}) == 3
+
+
+def test_everything_is_padding_at_first():
+    phases = TokenPhases(4, CPU)
+    assert phases.codes.tolist() == [PADDING] * 4
+    assert phases.codes.dtype is torch.uint8
+    assert phases.totals.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        ([(4, 0, 4)], [PREFILL] * 4),
+        ([(4, 4, 1)], [DECODE]),
+        ([(6, 2, 3)], [PREFILL] * 3),
+        ([(6, 5, 1)], [PREFILL]),
+        ([(4, 7, 1), (5, 0, 3), (2, 2, 1)], [DECODE, *[PREFILL] * 3, DECODE]),
+        ([(4, 3, 3)], [PREFILL, DECODE, DECODE]),
+        ([(4, 0, 7)], [PREFILL] * 4 + [DECODE] * 3),
+        ([(0, 0, 2)], [DECODE] * 2),
+    ],
+    ids=[
+        "prompt",
+        "first generated token",
+        "chunk in the middle",
+        "last prompt token",
+        "mixed batch",
+        "speculative drafts",
+        "recomputed after preemption",
+        "no prompt",
+    ],
+)
+def test_codes(requests, expected):
+    phases = TokenPhases(10, CPU)
+    codes = publish(phases, *requests)
+    assert codes == expected + [PADDING] * (10 - len(expected))
+    assert phases.totals[PREFILL] == expected.count(PREFILL)
+    assert phases.totals[DECODE] == expected.count(DECODE)
+    assert phases.totals[PADDING] == 0
+
+
+def test_a_smaller_step_leaves_no_codes_behind():
+    phases = TokenPhases(8, CPU)
+    publish(phases, (8, 0, 8))
+    assert publish(phases, (8, 8, 1)) == [DECODE] + [PADDING] * 7
+
+
+def test_totals_add_up_and_clear_keeps_them():
+    phases = TokenPhases(8, CPU)
+    publish(phases, (3, 0, 3), (2, 4, 1))
+    publish(phases, (3, 3, 1), (2, 5, 1))
+    assert phases.totals.tolist() == [0, 3, 3]
+    phases.clear()
+    assert phases.codes.tolist() == [PADDING] * 8
+    assert phases.totals.tolist() == [0, 3, 3]
+
+
+def test_buffers_stay_where_layers_and_graphs_hold_them():
+    phases = TokenPhases(8, CPU)
+    places = phases.codes.data_ptr(), phases.totals.data_ptr()
+    publish(phases, (3, 0, 5))
+    phases.clear()
+    assert (phases.codes.data_ptr(), phases.totals.data_ptr()) == places
+
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(1, 5)), min_size=1
+)
+
+
+@given(REQUESTS)
+@settings(deadline=None)
+def test_a_token_does_not_depend_on_its_batch(requests):
+    together = publish(TokenPhases(512, CPU), *requests)
+    alone = [publish(TokenPhases(r[2], CPU), r) for r in requests]
+    expected = [code for codes in alone for code in codes]
+    assert together[: len(expected)] == expected
+
+
+@given(st.integers(0, 9), st.integers(1, 20), st.data())
+@settings(deadline=None)
+def test_chunks_give_the_codes_of_the_whole(prompt, tokens, data):
+    whole = publish(TokenPhases(tokens, CPU), (prompt, 0, tokens))
+    chunks, start = [], 0
+    while start < tokens:
+        size = data.draw(st.integers(1, tokens - start))
+        chunks += publish(TokenPhases(size, CPU), (prompt, start, size))
+        start += size
+    assert chunks == whole

@@ -1,0 +1,213 @@
+"""Real servers, asked through the ``openai`` client, as users do."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+from support import tiny
+from support.server import serve
+
+pytestmark = pytest.mark.server
+
+GREEDY = {"temperature": 0.0, "model": "m"}
+KEY = "secret"
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory):
+    return str(tiny.build("llama", tmp_path_factory.mktemp("models") / "llama"))
+
+
+@pytest.fixture(scope="module")
+def server(tiny_folder):
+    """Two API servers and two tensor-parallel ranks, behind an API key."""
+    flags = ("--activation-sparsity", "8:16", "--api-server-count", "2")
+    with serve(
+        tiny_folder,
+        *flags,
+        *("--tensor-parallel-size", "2", "--dtype", "float32"),
+        key=KEY,
+        VLLM_CPU_OMP_THREADS_BIND="0|1",
+    ) as running:
+        yield running
+
+
+def _eventually(check, seconds=15.0):
+    """Metrics follow the engine within a poll interval."""
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert check()
+
+
+def test_counts_every_token_once(server):
+    """With two API servers and two ranks, nothing is counted twice."""
+    client = server.client()
+    before = server.get("/sparsity").json()["tokens"]
+    for _ in range(4):
+        client.completions.create(prompt="abcde", max_tokens=9, **GREEDY)
+    after = server.get("/sparsity").json()["tokens"]
+    # <bos> and five bytes; the last generated token is never an input.
+    assert after["prefill"] - before["prefill"] <= 4 * 6  # a cached prefix is not run
+    assert after["prefill"] > before["prefill"]
+    assert after["decode"] - before["decode"] == 4 * 8
+    layers = 2
+    name = "vllm_sparse_linear_tokens_total"
+    for kind in ("qkv", "o", "gate_up", "down"):
+        _eventually(
+            lambda kind=kind: (
+                server.metric(name, kind=kind, backend="reference", phase="decode")
+                == layers * after["decode"]
+            )
+        )
+        assert server.metric(name, kind=kind, backend="reference", phase="prefill") == 0
+    for kind, width in (("qkv", 128), ("o", 128), ("down", 256)):
+        elements = server.metric("vllm_sparse_elements_total", kind=kind)
+        zeros = server.metric("vllm_sparse_zero_elements_total", kind=kind)
+        assert elements == layers * after["decode"] * width
+        assert 0.5 <= zeros / elements <= 0.52
+
+
+def test_metrics_beside_vllms(server):
+    samples = server.metrics()
+    info = [name for name in samples if name.startswith("vllm_sparse_build_info")]
+    assert len(info) == 1
+    assert 'phase="decode"' in info[0]
+    assert server.metric("vllm_sparse_layers") == 8
+    assert server.metric("vllm_sparse_poll_errors_total") == 0
+    for theirs in ("vllm:generation_tokens_total", "vllm:inter_token_latency_seconds"):
+        assert any(name.startswith(theirs) for name in samples), theirs
+
+
+def test_sparsity_report(server):
+    for _ in range(4):  # either API server answers
+        report = server.get("/sparsity").json()
+        assert report["active"] is True
+        assert report["phase"] == "decode"
+        assert len(report["layers"]) == 8
+        for layer in report["layers"]:
+            assert layer["pattern"] == "8:16"
+            assert layer["backend"] == "reference"
+            assert "not faster than dense" in layer["reason"]
+    down = next(x for x in report["layers"] if x["kind"] == "down")
+    assert down["in_features"] == 256  # summed over the two shards
+    assert "abcde" not in str(report)
+
+
+def test_auth_as_vllm(server):
+    assert server.get("/v1/sparsity").status_code == 401
+    authorised = server.get("/v1/sparsity", headers={"Authorization": f"Bearer {KEY}"})
+    assert authorised.json()["active"] is True
+    server_without_key = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong")
+    with pytest.raises(openai.AuthenticationError):
+        server_without_key.models.list()
+
+
+def test_chat_and_streaming_agree(server):
+    client = server.client()
+    question = [{"role": "user", "content": "Hello"}]
+    options = {"messages": question, "max_tokens": 12, **GREEDY}
+    whole = client.chat.completions.create(**options).choices[0].message.content
+    pieces = client.chat.completions.create(stream=True, **options)
+    streamed = "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+    assert streamed == whole
+    assert whole
+
+
+def test_concurrent_requests_equal_single_ones(server):
+    client = server.client()
+
+    def ask(prompt):
+        done = client.completions.create(prompt=prompt, max_tokens=16, **GREEDY)
+        return done.choices[0].text
+
+    questions = [f"question {i} " + "x" * (3 * i) for i in range(8)]
+    alone = [ask(question) for question in questions]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(ask, questions)) == alone
+
+
+def test_cancelled_request_leaves_a_working_server(server):
+    client = server.client()
+    stream = client.completions.create(
+        prompt="go",
+        max_tokens=200,
+        stream=True,
+        extra_body={"ignore_eos": True},
+        **GREEDY,
+    )
+    next(iter(stream))
+    stream.close()
+    done = client.completions.create(prompt="after", max_tokens=4, **GREEDY)
+    assert done.usage.completion_tokens == 4
+    _eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error", "message"),
+    [
+        ({"model": "wrong", "prompt": "x"}, openai.NotFoundError, "wrong"),
+        ({"model": "m", "prompt": "x" * 4000}, openai.BadRequestError, "256"),
+        (
+            {"model": "m", "prompt": "x", "max_tokens": -1},
+            openai.BadRequestError,
+            "max",
+        ),
+    ],
+    ids=["wrong model", "oversize prompt", "bad max_tokens"],
+)
+def test_bad_requests_get_clear_errors(server, request_, error, message):
+    with pytest.raises(error, match=message):
+        server.client().completions.create(**request_)
+    assert server.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--activation-sparsity", "8:0"], "8:0 is invalid"),
+        (["--activation-sparsity", "9:8"], "9:8 is invalid"),
+        (["--activation-sparsity", "8:17"], "not a multiple of m=17"),
+        (["--activation-sparsity", "foo"], "'foo' is not understood"),
+        (["--activation-sparsity", "8:16", "--sparsity-phase", "x"], "invalid choice"),
+        (["--sparsity-config", "/nowhere.json"], "does not exist"),
+    ],
+    ids=["8:0", "9:8", "8:17", "foo", "phase", "file"],
+)
+def test_bad_sparsity_options_stop_before_the_engine(tiny_folder, flags, message):
+    command = [sys.executable, "-m", "vllm_sparse", "serve", tiny_folder, *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "EngineCore" not in done.stdout + done.stderr
+
+
+@pytest.mark.demo
+def test_embedded_model_answers(demo_model):
+    """A real model, 8:16 on every decoder linear at decode, says something sensible.
+
+    It is a small base model: dense, it continues the first prompt with " the capital of
+    the country of France", and answers the second with " Paris".
+    """
+    statement = "The capital of France is"
+    question = "Question: What is the capital of France?\nAnswer:"
+    with serve(str(demo_model), "--activation-sparsity", "8:16") as running:
+        client = running.client()
+        said, answered = (
+            client.completions.create(prompt=prompt, max_tokens=12, **GREEDY)
+            for prompt in (statement, question)
+        )
+        report = running.get("/sparsity").json()
+    assert re.search(r"France|French|Paris", said.choices[0].text)
+    assert answered.choices[0].text.startswith(" Paris")
+    assert report["tokens"]["decode"] == 2 * 11
+    sparse = [layer for layer in report["layers"] if layer["pattern"]]
+    assert len(sparse) == len(report["layers"]) == 72
+    assert all(0.45 <= layer["density"] <= 0.5 for layer in sparse)
