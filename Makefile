@@ -43,6 +43,7 @@ help: ## list the targets
 	echo "  make serve                               embedded model, 8:16, port 8000"
 	echo "  make serve MODEL=org/name                any Hugging Face id or folder"
 	echo '  make serve SPARSITY=2:4 PORT=8001 ARGS="--api-key secret"'
+	echo "  make serve MODEL=folder SPARSITY=        what the folder's own sidecar says"
 	echo '  make test ARGS="tests/nmsparse -x"'
 
 setup: $(PROJECT_STAMP) ## make .venv with vLLM for CPU, the tools and this project
@@ -100,7 +101,7 @@ serve: setup
 	exec $(BIN)/vllm-sparse serve "$(MODEL)" $(serve_options)
 endif
 
-serve_options = --activation-sparsity "$(SPARSITY)" --host "$(HOST)" --port "$(PORT)" \
+serve_options = $(if $(SPARSITY),--activation-sparsity "$(SPARSITY)") --host "$(HOST)" --port "$(PORT)" \
 	--enforce-eager --max-model-len "$(MAX_MODEL_LEN)" \
 	--gpu-memory-utilization "$(MEM)" $(ARGS)
 

@@ -1,6 +1,6 @@
 """Perplexity through the real engine (prompt log-probabilities), dense and sparse.
 
-    python benchmarks/perplexity.py --text wiki.valid.raw --name gemma-3-270m
+    python benchmarks/perplexity.py --text wiki.valid.raw --text-name wikitext-2
 
 Windows do not overlap and start with ``<bos>``; every token but that one is scored. Sparse
 rows use phase ``both``: scored tokens are prompt tokens, so they must be sparsified. One

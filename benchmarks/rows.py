@@ -46,7 +46,8 @@ def append(name: str, rows: list[dict[str, Any]]) -> Path:
 def read(name: str) -> list[dict[str, Any]]:
     """Return all rows of one benchmark, oldest first."""
     path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines() if line]
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    return [json.loads(line) for line in text.splitlines() if line]
 
 
 def _vllm() -> tuple[str, ...]:

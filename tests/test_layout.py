@@ -29,7 +29,6 @@ SOURCES = sorted(
 )
 PYTHON = [path for path in SOURCES if path.suffix == ".py"]
 MAX_LINES = 400
-# Beyond `import torch`, which all of them pay sooner or later.
 MAX_IMPORT_SECONDS = 0.3
 
 
@@ -137,16 +136,6 @@ def test_import_contracts_hold():
     run(str(Path(sysconfig.get_path("scripts")) / "lint-imports"), "--no-cache")
 
 
-def seconds(statement: str) -> float:
-    """Return the fewest seconds of three fresh interpreters for a statement."""
-    program = (
-        "import time; start = time.perf_counter()\n"
-        f"{statement}\n"
-        "import sys; sys.stdout.write(str(time.perf_counter() - start))"
-    )
-    return min(float(run(sys.executable, "-c", program).stdout) for _ in range(3))
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_import_is_free_of_side_effects(package):
     program = f"import json, sys, {package}; print(json.dumps(list(sys.modules)))"
@@ -159,9 +148,15 @@ def test_import_is_free_of_side_effects(package):
 
 
 def test_import_is_fast():
-    torch = seconds("import torch")
-    ours = seconds("import torch, nmsparse, offline_prune, vllm_sparse")
-    assert ours - torch < MAX_IMPORT_SECONDS
+    # Processor time of the best of three: a busy machine makes nobody's import slow.
+    # None of the packages imports torch (above), so this is the time beyond torch.
+    program = (
+        "import time; start = time.process_time()\n"
+        f"import {', '.join(PACKAGES)}\n"
+        "print(time.process_time() - start)"
+    )
+    runs = [float(run(sys.executable, "-c", program).stdout) for _ in range(3)]
+    assert min(runs) < MAX_IMPORT_SECONDS
 
 
 @pytest.fixture(scope="module")

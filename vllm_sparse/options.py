@@ -104,18 +104,21 @@ def local_model_folder(model: str, revision: str | None = None) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def download_sidecar(model: str, revision: str | None = None) -> None:
+def download_sidecar(model: str, revision: str | None = None) -> str | None:
     """Bring a hub model's sidecar into the local cache, if it has one.
 
-    Raises:
-        OSError: if the hub refuses for a reason other than "no such file".
+    Returns:
+        Why it could not be looked for; None if it was, or if the model is local.
     """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
     if constants.HF_HUB_OFFLINE or Path(model).exists():
-        return
+        return None
     try:
         hf_hub_download(model, SIDECAR_NAME, revision=revision)
     except (EntryNotFoundError, HFValidationError):
-        return
+        return None
+    except OSError as error:  # no such model, no access, no network
+        return str(error).strip().splitlines()[0]
+    return None

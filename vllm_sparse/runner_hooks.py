@@ -1,4 +1,4 @@
-"""The two methods of vLLM's model runners that are wrapped: see ``patches.md``.
+"""The methods of vLLM's model runners that are wrapped: see ``patches.md``.
 
 No plugin interface of vLLM 0.30 to 0.33 tells a layer, once a step and outside CUDA
 graphs, which tokens are prompt and which are generated. The runners know when they
@@ -35,11 +35,13 @@ def install(find_phases: FindPhases) -> None:
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     _wrap(GPUModelRunner, "_prepare_inputs", _publish_v1, find_phases)
+    _wrap(GPUModelRunner, "_dummy_run", _clear, find_phases, before=True)
     if HAS_TRITON:
         # Runner V2 needs Triton even to be imported.
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2
 
         _wrap(GPUModelRunnerV2, "prepare_inputs", _publish_v2, find_phases)
+        _wrap(GPUModelRunnerV2, "_dummy_run", _clear, find_phases, before=True)
 
 
 def _wrap(
@@ -47,6 +49,8 @@ def _wrap(
     method: str,
     publish: Callable[[TokenPhases, Any, Any, tuple[Any, ...]], None],
     find_phases: FindPhases,
+    *,
+    before: bool = False,
 ) -> None:
     original = getattr(runner, method, None)
     if original is None:
@@ -59,14 +63,23 @@ def _wrap(
 
     @functools.wraps(original)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
         phases = find_phases(self.vllm_config)
-        if phases is not None:
+        if phases is not None and before:
+            publish(phases, self, None, args)
+        result = original(self, *args, **kwargs)
+        if phases is not None and not before:
             publish(phases, self, result, args)
         return result
 
     setattr(wrapper, _WRAPPED, True)
     setattr(runner, method, wrapper)
+
+
+def _clear(
+    phases: TokenPhases, runner: Any, result: Any, args: tuple[Any, ...]
+) -> None:
+    """Before dummy tokens (profiling, capture, idle data-parallel ranks): no phase."""
+    phases.clear()
 
 
 def _publish_v1(

@@ -187,6 +187,12 @@ def _check_fits(
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     parallel = vllm_config.parallel_config
+    if parallel.use_sequence_parallel_moe:
+        raise ConfigError(
+            "Activation sparsity does not work with sequence-parallel MoE (expert "
+            "parallelism with tensor and data parallelism): a layer would not know which "
+            "tokens it sees. Turn one off."
+        )
     if parallel.use_ubatching:
         raise ConfigError(
             "Activation sparsity does not work with micro-batching (--enable-dbo, "

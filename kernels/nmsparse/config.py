@@ -28,7 +28,7 @@ from pydantic import (
 from nmsparse.criteria import DEFAULT_CRITERION, criteria
 from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
 from nmsparse.suggest import unknown
-from nmsparse.targets import DEFAULT_IGNORE, DEFAULT_TARGETS, check_target
+from nmsparse.targets import DEFAULT_TARGETS, check_target
 
 SCHEMA_VERSION = 1
 
@@ -111,7 +111,8 @@ class SparsityConfig(_Strict):
 
     When several groups match a module, the most specific target decides (full name,
     then ``re:``, then class name), and among equals the first group. ``ignore`` wins
-    over every group.
+    over every group, and heads, routers, experts and towers (``NEVER_TARGETS``) stay
+    dense unless named in full.
 
     Raises:
         pydantic.ValidationError: on construction; :meth:`parse` gives readable errors.
@@ -121,7 +122,7 @@ class SparsityConfig(_Strict):
     schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
     phase: Phase = Phase.DECODE
     groups: dict[str, Group] = Field(default_factory=dict)
-    ignore: tuple[str, ...] = DEFAULT_IGNORE
+    ignore: tuple[str, ...] = ()
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nmsparse.config import ConfigError, Group, SparsityConfig
-from nmsparse.targets import DEFAULT_TARGETS, Specificity, best_match, match
+from nmsparse.targets import (
+    DEFAULT_TARGETS,
+    NEVER_TARGETS,
+    Specificity,
+    best_match,
+    match,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +78,29 @@ class Resolver:
     def check_targets(self) -> None:
         """Refuse targets that matched no module. Call after the last module.
 
-        The default targets are exempt: they name the linears of many architectures.
+        The default targets are exempt: they name the linears of many architectures. Of
+        `ignore`, full names are checked: a typing error there would sparsify a layer.
 
         Raises:
             ConfigError: naming the target and the closest module.
         """
         for name, group in self.config.groups.items():
             for target in group.targets:
-                if target in self._used or target in DEFAULT_TARGETS:
-                    continue
-                close = difflib.get_close_matches(target, self._seen, n=1, cutoff=0.5)
-                example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
-                raise ConfigError(
-                    f"groups.{name}: unknown target {target!r}: it matches none of the "
-                    f"{len(self._seen)} linear layers of this model. Expected a layer "
-                    f"name such as {example[0]}, a class name such as Linear, or "
-                    "re:<regex>."
-                )
+                if target not in self._used and target not in DEFAULT_TARGETS:
+                    raise self._unknown(f"groups.{name}", target)
+        for target in self.config.ignore:
+            full_name = "." in target and not target.startswith("re:")
+            if full_name and target not in self._used:
+                raise self._unknown("ignore", target)
+
+    def _unknown(self, where: str, target: str) -> ConfigError:
+        close = difflib.get_close_matches(target, self._seen, n=1, cutoff=0.5)
+        example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
+        return ConfigError(
+            f"{where}: unknown target {target!r}: it matches none of the "
+            f"{len(self._seen)} linear layers of this model. Expected a layer name such "
+            f"as {example[0]}, a class name such as Linear, or re:<regex>."
+        )
 
     def _one(
         self, name: str, classes: tuple[str, ...]
@@ -102,6 +114,9 @@ class Resolver:
                 if found > best:
                     best, winner, chosen = found, target, group
         ignored, by = best_match(self.config.ignore, name, classes)
+        self._used.add(by)
+        if not ignored:
+            ignored, by = best_match(NEVER_TARGETS, name, classes)
         # A module named in full is meant, whatever a broad ignore pattern says.
         if ignored and not (best is Specificity.NAME and ignored < Specificity.NAME):
             return ignored, Resolution(None, f"ignored by {by}")

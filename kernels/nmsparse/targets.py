@@ -22,15 +22,17 @@ DEFAULT_TARGETS = (
     r"re:.*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$",
 )
 
-# Never sparsified by a pattern, only by full name: heads and embeddings (they decide
-# the output directly), MoE routers and experts, MLA's absorbed kv_b_proj (its weight
-# is read without a forward), vision and audio towers and their projectors.
-DEFAULT_IGNORE = (
+# Never sparsified by an expression or a class, only by full name: heads and embeddings
+# (they decide the output directly), MoE routers and experts, MLA's absorbed kv_b_proj
+# (its weight is read without a forward), vision and audio towers, their projectors, and
+# encoders (their rows are not tokens of the text).
+NEVER_TARGETS = (
     r"re:(.*\.)?(lm_head|embed_tokens|score|classifier)$",
     r"re:.*\.(gate|router|shared_expert_gate)$",
     r"re:.*\.experts(\..*)?$",
     r"re:.*\.kv_b_proj$",
     r"re:(.*\.)?(vision|visual|audio|image|speech)[^.]*(\..*)?$",
+    r"re:(.*\.)?encoder\..*$",
     r"re:(.*\.)?(multi_modal_projector|mm_projector|connector|aligner)(\..*)?$",
 )
 

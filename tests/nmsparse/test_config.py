@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nmsparse.config import SCHEMA_VERSION, ConfigError, Phase, SparsityConfig
 from nmsparse.pattern import NMPattern, Unstructured
-from nmsparse.targets import DEFAULT_IGNORE, DEFAULT_TARGETS
+from nmsparse.targets import DEFAULT_TARGETS
 
 FULL = {
     "schema_version": 1,
@@ -81,7 +81,7 @@ def test_defaults():
     assert config.schema_version == SCHEMA_VERSION
     assert config.phase is Phase.DECODE
     assert config.groups == {}
-    assert config.ignore == DEFAULT_IGNORE
+    assert config.ignore == ()
 
 
 def test_it_is_frozen():
@@ -205,7 +205,7 @@ def test_uniform(pattern):
     assert group.activation.pattern == NMPattern(8, 16)
     assert group.activation.criterion == "magnitude"
     assert group.weight is None
-    assert config.ignore == DEFAULT_IGNORE
+    assert config.ignore == ()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nmsparse.targets import (
-    DEFAULT_IGNORE,
+    NEVER_TARGETS,
     DEFAULT_TARGETS,
     Specificity,
     best_match,
@@ -63,7 +63,7 @@ def test_broken_expression_is_named():
 
 
 def test_valid_targets_are_returned_unchanged():
-    for target in ("Linear", DOWN, *DEFAULT_TARGETS, *DEFAULT_IGNORE):
+    for target in ("Linear", DOWN, *DEFAULT_TARGETS, *NEVER_TARGETS):
         assert check_target(target) == target
 
 
@@ -83,7 +83,7 @@ def test_valid_targets_are_returned_unchanged():
 )
 def test_defaults_cover_decoder_linears(name):
     assert best_match(DEFAULT_TARGETS, name, ())[0] is Specificity.REGEX
-    assert best_match(DEFAULT_IGNORE, name, ())[0] is Specificity.NONE
+    assert best_match(NEVER_TARGETS, name, ())[0] is Specificity.NONE
 
 
 @pytest.mark.parametrize(
@@ -105,9 +105,9 @@ def test_defaults_cover_decoder_linears(name):
     ],
 )
 def test_defaults_ignore_what_decides_the_output_directly(name):
-    assert best_match(DEFAULT_IGNORE, name, ())[0] is Specificity.REGEX
+    assert best_match(NEVER_TARGETS, name, ())[0] is Specificity.REGEX
 
 
 def test_defaults_do_not_ignore_look_alikes():
     for name in ("model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.kv_a_proj"):
-        assert best_match(DEFAULT_IGNORE, name, ())[0] is Specificity.NONE
+        assert best_match(NEVER_TARGETS, name, ())[0] is Specificity.NONE

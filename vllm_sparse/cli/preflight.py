@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, SparsityConfig
-from nmsparse.pattern import NMPattern
+from nmsparse.pattern import NMPattern, Pattern, Unstructured
 from nmsparse.resolve import Resolver
 
 if TYPE_CHECKING:
@@ -64,21 +64,32 @@ def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
     resolver = Resolver(config)
     tp = args.tensor_parallel_size or 1
     for shape in shapes:
-        classes = ("Linear", *_vllm_classes(shape))
+        classes = ("Linear", "LinearBase", *_vllm_classes(shape))
         group = resolver.resolve(shape.names, classes).group
         if group is None or group.activation is None:
             continue
-        pattern = group.activation.pattern
-        local, rest = divmod(shape.in_features, tp if shape.row_parallel else 1)
-        if isinstance(pattern, NMPattern) and not rest and local % pattern.m:
-            shard = f" (of {shape.in_features}, tp={tp})" if shape.row_parallel else ""
-            raise ConfigError(
-                f"{shape.names[0]}: in_features {local}{shard} is not a multiple of "
-                f"m={pattern.m} (pattern {pattern}). Choose an M that divides {local}"
-                f"{', another tensor-parallel size' if tp > 1 else ''}, or add the "
-                "layer to `ignore` in a --sparsity-config file."
-            )
+        _check_fits(shape, group.activation.pattern, tp if shape.row_parallel else 1)
     resolver.check_targets()
+
+
+def _check_fits(shape: LinearShape, pattern: Pattern, shards: int) -> None:
+    local, rest = divmod(shape.in_features, shards)
+    if rest:
+        return  # vLLM itself refuses this tensor-parallel size
+    shard = f" (of {shape.in_features}, tp={shards})" if shards > 1 else ""
+    remedy = ", another tensor-parallel size" if shards > 1 else ""
+    ignore = "add the layer to `ignore` in a --sparsity-config file."
+    if isinstance(pattern, NMPattern) and local % pattern.m:
+        raise ConfigError(
+            f"{shape.names[0]}: in_features {local}{shard} is not a multiple of "
+            f"m={pattern.m} (pattern {pattern}). Choose an M that divides {local}"
+            f"{remedy}, or {ignore}"
+        )
+    if isinstance(pattern, Unstructured) and shards > 1:
+        raise ConfigError(
+            f"{shape.names[0]}: unstructured sparsity {pattern} needs whole rows, but "
+            f"in_features is {local}{shard}. Choose an N:M pattern{remedy}, or {ignore}"
+        )
 
 
 def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
@@ -161,4 +172,4 @@ def _vllm_classes(shape: LinearShape) -> tuple[str, ...]:
         return ("ColumnParallelLinear", special.get(fused, "MergedColumnParallelLinear"))
     if shape.row_parallel:
         return ("RowParallelLinear",)
-    return ("ColumnParallelLinear", "ReplicatedLinear", "LinearBase")
+    return ("ColumnParallelLinear", "ReplicatedLinear")

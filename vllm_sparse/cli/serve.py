@@ -133,13 +133,16 @@ def _dashed(argument: str) -> str:
 
 def _prepare_environment() -> None:
     """Let vLLM load the endpoint plugin: it must be named in ``VLLM_PLUGINS``."""
-    if "VLLM_PLUGINS" not in os.environ:
+    if "VLLM_PLUGINS" in os.environ:
+        names = set(filter(None, os.environ["VLLM_PLUGINS"].split(",")))
+    else:
         names = {
             point.name
             for group in _PLUGIN_GROUPS
             for point in metadata.entry_points(group=group)
         }
-        os.environ["VLLM_PLUGINS"] = ",".join(sorted(names | {"vllm_sparse"}))
+    # Whoever runs this command wants this plugin, whatever else is allowed.
+    os.environ["VLLM_PLUGINS"] = ",".join(sorted(names | {"vllm_sparse"}))
     os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 
 
@@ -172,10 +175,14 @@ def _activate(args: argparse.Namespace) -> None:
     from vllm_sparse.cli.preflight import check_model, check_model_exists
 
     check_model_exists(args.model)
-    download_sidecar(args.model, args.revision)
+    unknown = download_sidecar(args.model, args.revision)
     folder = local_model_folder(args.model, args.revision)
     found = resolve_options(options, folder)
+    if found is None and unknown:
+        sys.stderr.write(f"{PROGRAM}: note: no sidecar was looked for: {unknown}\n")
     if found is None:
+        if flags is not None:  # "off": every process must know, they see the sidecar too
+            args.additional_config = extra | {OPTIONS_KEY: flags}
         return
     config, source = found
     check_model(config, args)

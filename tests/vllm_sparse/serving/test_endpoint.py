@@ -78,7 +78,7 @@ def test_inactive(app, fakes, path):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_engine_does_not_answer(app, fakes, path):
-    secret = "tcp://10.0.0.1 is unreachable"  # noqa: S105
+    secret = "tcp://10.0.0.1 is unreachable"
     answer = connect(app, fakes.engine(ConnectionError(secret))).get(path)
     assert answer.status_code == 503
     assert answer.json() == {"error": "The engine does not answer. See /health."}
