@@ -1,7 +1,7 @@
 """Decode speed in vLLM: stock against this plugin, off and on. ``make bench`` runs it.
 
-All engines live in one process and take turns (A B C, A B C, ...), so that they meet the
-same machine; each round gives a ratio to stock, and the table shows medians of ratios.
+All engines live in one process and take turns (A B C, A B C, ...), so that they meet
+the same machine; each round gives a ratio to stock, and tables show medians of ratios.
 The stock engine is built before the plugin is registered.
 """
 
@@ -19,6 +19,7 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ["VLLM_PLUGINS"] = ""  # stock first; the plugin is registered by hand below
 
 import rows
+
 from offline_prune.embedded import default_folder
 
 PROMPT_TOKENS = 32
@@ -56,7 +57,9 @@ def decode_seconds(llm: Any, batch: int, tokens: int) -> float:
 
 def percentile(values: list[float], percent: int) -> float:
     """Return a percentile, rounded for a row."""
-    return round(statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 4)
+    return round(
+        statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 4
+    )
 
 
 def main() -> None:
@@ -106,8 +109,8 @@ def main() -> None:
             results.append(row)
             print(
                 f"batch {batch:>2}  {name:>6}  {row['speed_vs_stock_p50']:.3f}x stock "
-                f"({row['speed_vs_stock_p20']:.3f} to {row['speed_vs_stock_p80']:.3f})  "
-                f"{speed:.1f} tokens/s",
+                f"({row['speed_vs_stock_p20']:.3f} to "
+                f"{row['speed_vs_stock_p80']:.3f})  {speed:.1f} tokens/s",
                 flush=True,
             )
     print(f"rows appended to {rows.append('decode', results)}")

@@ -2,9 +2,9 @@
 
     python benchmarks/perplexity.py --text wiki.valid.raw --text-name wikitext-2
 
-Windows do not overlap and start with ``<bos>``; every token but that one is scored. Sparse
-rows use phase ``both``: scored tokens are prompt tokens, so they must be sparsified. One
-engine runs at a time. The text is yours: this repository ships none.
+Windows do not overlap and start with ``<bos>``; every token but that one is scored.
+Sparse rows use phase ``both``: scored tokens are prompt tokens, so they must be
+sparsified. One engine runs at a time. The text is yours: this repository ships none.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import rows
+
 from offline_prune.embedded import default_folder
 
 
@@ -34,8 +35,8 @@ def windows(model: str, text: str, length: int, count: int) -> list[list[int]]:
     body = length - 1
     if len(ids) < body * count:
         raise SystemExit(
-            f"--text has {len(ids)} tokens. Expected {body * count} for {count} windows "
-            f"of {length}: give a longer text or fewer --windows."
+            f"--text has {len(ids)} tokens. Expected {body * count} for {count} "
+            f"windows of {length}: give a longer text or fewer --windows."
         )
     starts = range(0, body * count, body)
     return [[tokenizer.bos_token_id, *ids[s : s + body]] for s in starts]
@@ -78,7 +79,9 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument(
-        "--patterns", nargs="+", default=["dense", "2:4", "4:8", "8:16", "16:32", "12:16"]
+        "--patterns",
+        nargs="+",
+        default=["dense", "2:4", "4:8", "8:16", "16:32", "12:16"],
     )
     args = parser.parse_args()
     text = args.text.read_text(encoding="utf-8")

@@ -27,7 +27,8 @@ def newest(name: str, *keys: str) -> list[dict[str, Any]]:
 def decode_table() -> str:
     """Return decode speed relative to stock vLLM."""
     lines = [
-        "| model | batch | mode | backend | speed against stock (p20 to p80) | measured |",
+        "| model | batch | mode | backend | speed against stock (p20 to p80) | "
+        "measured |",
         "|---|---|---|---|---|---|",
     ]
     for row in newest("decode", "model", "batch", "mode", "hardware"):

@@ -32,23 +32,23 @@ class _Attach:
             session.attach(self)
 
 
-class SparseColumnParallelLinear(_Attach, ColumnParallelLinear):  # type: ignore[misc]
+class SparseColumnParallelLinear(_Attach, ColumnParallelLinear):
     """Column-parallel linear with a sparsifiable input."""
 
 
-class SparseMergedColumnParallelLinear(_Attach, MergedColumnParallelLinear):  # type: ignore[misc]
+class SparseMergedColumnParallelLinear(_Attach, MergedColumnParallelLinear):
     """Fused column-parallel linear (``gate_up_proj``): one input, one selection."""
 
 
-class SparseQKVParallelLinear(_Attach, QKVParallelLinear):  # type: ignore[misc]
+class SparseQKVParallelLinear(_Attach, QKVParallelLinear):
     """Fused ``qkv_proj``: one input, one selection for q, k and v."""
 
 
-class SparseRowParallelLinear(_Attach, RowParallelLinear):  # type: ignore[misc]
+class SparseRowParallelLinear(_Attach, RowParallelLinear):
     """Row-parallel linear: its input is already this rank's shard of K."""
 
 
-class SparseReplicatedLinear(_Attach, ReplicatedLinear):  # type: ignore[misc]
+class SparseReplicatedLinear(_Attach, ReplicatedLinear):
     """Replicated linear with a sparsifiable input."""
 
 

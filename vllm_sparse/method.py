@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class SparseLinearMethod(LinearMethodBase):  # type: ignore[misc]
+class SparseLinearMethod(LinearMethodBase):
     """Apply ``inner`` to a sparsified input.
 
     Args:
@@ -70,8 +70,8 @@ class SparseLinearMethod(LinearMethodBase):  # type: ignore[misc]
         """Return ``inner(sparsify(x))``; ``x`` is ``[T, K]`` or ``[1, T, K]``."""
         sparse = sparsify_tokens(
             x,
-            layer.vllm_sparse_codes,
-            layer.vllm_sparse_counters,
+            layer.vllm_sparse_codes,  # type: ignore[arg-type]
+            layer.vllm_sparse_counters,  # type: ignore[arg-type]
             kept=self.kept,
             group=self.group,
             phase=self.phase,

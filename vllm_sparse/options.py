@@ -1,8 +1,8 @@
 """Where the configuration of an engine comes from.
 
 In order: ``--additional-config '{"vllm_sparse": {...}}'`` (which ``vllm-sparse serve``
-fills in), then the sidecar ``vllm_sparse_config.json`` of the model folder. With neither
-the plugin stays out of the way.
+fills in), then the sidecar ``vllm_sparse_config.json`` of the model folder. With
+neither the plugin stays out of the way.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def resolve_options(
             raise ConfigError(f"{_WHERE}: {unknown('key', str(key), _KEYS)}")
     enabled = given.pop("enabled", True)
     if not isinstance(enabled, bool):
-        raise ConfigError(
-            f"{_WHERE}.enabled is {enabled!r}. Expected true or false."
-        )
+        raise ConfigError(f"{_WHERE}.enabled is {enabled!r}. Expected true or false.")
     if not enabled:
         return None
     sources = [key for key in _SOURCES if key in given]
@@ -61,7 +59,8 @@ def resolve_options(
     found = _load(sources[0], given[sources[0]]) if sources else None
     if found is None and model_folder is not None:
         sidecar = read_sidecar(model_folder)
-        found = sidecar and (sidecar, f"sidecar {model_folder / SIDECAR_NAME}")
+        if sidecar is not None:
+            found = sidecar, f"sidecar {model_folder / SIDECAR_NAME}"
     if found is None:
         if phase is not None:
             raise ConfigError(
@@ -120,5 +119,5 @@ def download_sidecar(model: str, revision: str | None = None) -> str | None:
     except (EntryNotFoundError, HFValidationError):
         return None
     except OSError as error:  # no such model, no access, no network
-        return str(error).strip().splitlines()[0]
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
     return None

@@ -114,7 +114,8 @@ class Session:
         )
 
     def _wrap(self, layer: LinearBase, state: LayerState) -> None:
-        assert state.pattern is not None and state.criterion is not None
+        assert state.pattern is not None
+        assert state.criterion is not None
         device = self.phases.codes.device
         state.counters = torch.zeros(2, dtype=torch.int64, device=device)
         # Buffers, so that torch.compile takes them as graph inputs; not persistent,
@@ -172,9 +173,9 @@ def _check_fits(
     if isinstance(pattern, Unstructured):
         if sharded:
             raise ConfigError(
-                f"{layer.prefix}: unstructured sparsity {pattern} needs whole rows, but "
-                f"in_features is {k_local}{shard}. Choose an N:M pattern, or add the "
-                "layer to `ignore`."
+                f"{layer.prefix}: unstructured sparsity {pattern} needs whole rows, "
+                f"but in_features is {k_local}{shard}. Choose an N:M pattern, or add "
+                "the layer to `ignore`."
             )
     elif k_local % pattern.m:
         remedy = "a smaller tensor-parallel size, " if sharded else ""
@@ -190,8 +191,8 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
     if parallel.use_sequence_parallel_moe:
         raise ConfigError(
             "Activation sparsity does not work with sequence-parallel MoE (expert "
-            "parallelism with tensor and data parallelism): a layer would not know which "
-            "tokens it sees. Turn one off."
+            "parallelism with tensor and data parallelism): a layer would not know "
+            "which tokens it sees. Turn one off."
         )
     if parallel.use_ubatching:
         raise ConfigError(

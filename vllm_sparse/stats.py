@@ -45,7 +45,9 @@ def collect(worker: Any) -> RankStats | None:
         fingerprint=config.fingerprint,
         config=config.model_dump(mode="json"),
         tokens={"prefill": totals[PREFILL], "decode": totals[DECODE]},
-        layers=[layer_report(s, c) for s, c in zip(session.layers, counts, strict=True)],
+        layers=[
+            layer_report(s, c) for s, c in zip(session.layers, counts, strict=True)
+        ],
     )
 
 

@@ -141,7 +141,9 @@ class SparsityConfig(_Strict):
     @classmethod
     def _positive_version(cls, version: int) -> int:
         if version < 1:
-            raise ValueError(f"schema_version {version} is invalid. Expected 1 or more.")
+            raise ValueError(
+                f"schema_version {version} is invalid. Expected 1 or more."
+            )
         return version
 
     @field_validator("ignore")
@@ -202,5 +204,7 @@ def describe_errors(error: ValidationError, source: str) -> str:
     for item in error.errors():
         where = ".".join(str(part) for part in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
-        lines.append(f"{source}: {where}: {message}" if where else f"{source}: {message}")
+        lines.append(
+            f"{source}: {where}: {message}" if where else f"{source}: {message}"
+        )
     return "\n".join(lines)

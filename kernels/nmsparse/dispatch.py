@@ -1,7 +1,7 @@
 """Which backend runs an op, and why: nothing falls back silently.
 
 Every op has a list of backends, best first, each with a check that accepts a call or
-says why it cannot take it. ``reference`` (pure torch) accepts everything and comes last.
+says why it cannot take it. ``reference`` (pure torch) takes everything and comes last.
 ``NMSPARSE_BACKEND=name`` forces one backend and makes its refusal an error.
 """
 

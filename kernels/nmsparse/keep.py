@@ -48,7 +48,8 @@ def order_keys(scores: torch.Tensor, group: int) -> torch.Tensor:
     wide = wide.unflatten(-1, (-1, group))
     # Lower positions win ties. int16 << 16 fits int32 exactly, sign included.
     position = torch.arange(group - 1, -1, -1, dtype=wide.dtype, device=wide.device)
-    return (wide << 16) | position
+    keys: torch.Tensor = (wide << 16) | position
+    return keys
 
 
 def select_keep(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
@@ -73,7 +74,7 @@ def select_keep(scores: torch.Tensor, pattern: Pattern) -> torch.Tensor:
 
 
 def verify(tensor: torch.Tensor, pattern: Pattern) -> bool:
-    """Tell whether ``tensor`` (``[..., K]``) follows ``pattern`` along its last axis."""
+    """Tell whether ``tensor`` (``[..., K]``) follows ``pattern`` along K."""
     kept, group = pattern.group(tensor.shape[-1])
     nonzeros = (tensor != 0).unflatten(-1, (-1, group)).sum(-1)
     return bool((nonzeros <= kept).all())

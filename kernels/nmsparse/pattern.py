@@ -66,7 +66,9 @@ class NMPattern:
         whole model and each layer has its own ``n`` (at least 1).
         """
         if not 0.0 <= density <= 1.0:
-            raise ValueError(f"density {density} is invalid. Expected 0 <= density <= 1.")
+            raise ValueError(
+                f"density {density} is invalid. Expected 0 <= density <= 1."
+            )
         return cls(min(m, max(1, round(density * m))), m)
 
     def group(self, in_features: int) -> tuple[int, int]:
@@ -131,8 +133,8 @@ class Unstructured:
         """Return (kept, group size): the whole row is one group."""
         if not 1 <= in_features <= MAX_M:
             raise ValueError(
-                f"in_features {in_features} is out of range for unstructured selection. "
-                f"Expected 1 to {MAX_M}."
+                f"in_features {in_features} is out of range for unstructured "
+                f"selection. Expected 1 to {MAX_M}."
             )
         return max(1, round(in_features * self.density)), in_features
 

@@ -1,4 +1,4 @@
-"""Apply a ``SparsityConfig`` to module names: one decision a module, with its reason."""
+"""Apply a ``SparsityConfig`` to module names: one decision a module, with reason."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ class Resolver:
                     raise self._unknown(f"groups.{name}", target)
         for target in self.config.ignore:
             full_name = "." in target and not target.startswith("re:")
-            if full_name and target not in self._used:
+            # vLLM builds no linear layers for heads and experts: dense in any case.
+            never = best_match(NEVER_TARGETS, target, ())[0]
+            if full_name and not never and target not in self._used:
                 raise self._unknown("ignore", target)
 
     def _unknown(self, where: str, target: str) -> ConfigError:
@@ -98,8 +100,8 @@ class Resolver:
         example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
         return ConfigError(
             f"{where}: unknown target {target!r}: it matches none of the "
-            f"{len(self._seen)} linear layers of this model. Expected a layer name such "
-            f"as {example[0]}, a class name such as Linear, or re:<regex>."
+            f"{len(self._seen)} linear layers of this model. Expected a layer name "
+            f"such as {example[0]}, a class name such as Linear, or re:<regex>."
         )
 
     def _one(

@@ -107,6 +107,15 @@ def test_the_largest_group(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_smallest_difference_outranks_any_position(dtype):
+    scores = torch.ones(MAX_M, dtype=dtype)
+    bits = torch.int32 if dtype is torch.float32 else torch.int16
+    scores.view(bits)[-1] += 1  # the next larger number
+    keep = select_keep(scores, NMPattern(1, MAX_M))
+    assert keep.nonzero().flatten().tolist() == [MAX_M - 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_keys_are_unique_and_ordered_as_the_scores(dtype):
     scores = torch.tensor([-math.inf, -2.0, -2.0, -0.0, 0.0, 1.0, math.inf, math.nan])
     keys = order_keys(scores.to(dtype), 8).flatten().tolist()

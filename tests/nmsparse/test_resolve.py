@@ -176,6 +176,51 @@ def test_a_target_that_loses_everywhere_is_still_known():
     resolver.check_targets()
 
 
+NEVER = ["lm_head", "model.layers.0.mlp.experts.3.up_proj", "model.encoder.0.fc1"]
+
+
+@pytest.mark.parametrize("name", NEVER)
+def test_heads_and_experts_are_meant_only_if_named_in_full(name):
+    broad = Resolver(config(a=("8:16", "Linear", r"re:.*")))
+    found = broad.resolve([name])
+    assert found.group is None
+    assert found.reason.startswith("ignored by re:")
+    assert pattern_of(Resolver(config(a=("8:16", name))).resolve([name])) == "8:16"
+    assert Resolver(config([name], a=("8:16", name))).resolve([name]).group is None
+
+
+def test_ignored_layers_must_exist():
+    typo = DOWN.replace("down", "dwon")
+    resolver = Resolver(config([typo], a=("8:16", "Linear")))
+    resolver.resolve([DOWN])
+    with pytest.raises(
+        ConfigError, match=rf"ignore: unknown target '{typo}': .*such as {DOWN}"
+    ):
+        resolver.check_targets()
+
+
+@pytest.mark.parametrize(
+    "ignore",
+    [[DOWN], QKV[1:], ["Linear"], ["NoSuchClass"], [r"re:.*no\.such"], ["lm_head"]],
+    ids=["name", "parts", "class", "unknown class", "expression", "top"],
+)
+def test_other_ignored_targets_need_no_match(ignore):
+    resolver = Resolver(config(ignore, a=("8:16", r"re:.*")))
+    resolver.resolve([DOWN])
+    resolver.resolve(QKV)
+    resolver.check_targets()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens", "model.layers.0.mlp.experts.0.up_proj"]
+)
+def test_ignoring_what_is_never_sparsified_is_no_mistake(name):
+    # Checkpoints list modules that vLLM does not build as linear layers.
+    resolver = Resolver(config([name], a=("8:16", "Linear")))
+    resolver.resolve([DOWN])
+    resolver.check_targets()
+
+
 def test_default_targets_need_no_match():
     resolver = Resolver(SparsityConfig.uniform("8:16"))
     assert pattern_of(resolver.resolve([DOWN])) == "8:16"

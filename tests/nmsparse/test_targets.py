@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nmsparse.targets import (
-    NEVER_TARGETS,
     DEFAULT_TARGETS,
+    NEVER_TARGETS,
     Specificity,
     best_match,
     check_target,
@@ -102,12 +102,13 @@ def test_defaults_cover_decoder_linears(name):
         "model.visual.blocks.0.mlp.fc1",
         "audio_tower.layers.0.fc2",
         "multi_modal_projector.linear_1",
+        "model.encoder.layers.0.self_attn.q_proj",
     ],
 )
-def test_defaults_ignore_what_decides_the_output_directly(name):
+def test_never_targets_cover_what_must_stay_dense(name):
     assert best_match(NEVER_TARGETS, name, ())[0] is Specificity.REGEX
 
 
-def test_defaults_do_not_ignore_look_alikes():
+def test_never_targets_do_not_cover_look_alikes():
     for name in ("model.layers.0.mlp.gate_proj", "model.layers.0.self_attn.kv_a_proj"):
         assert best_match(NEVER_TARGETS, name, ())[0] is Specificity.NONE

@@ -217,7 +217,9 @@ def test_logits_match_transformers(folders, runs, model, dtype, worst, typical):
     arguments = (folder, PROMPTS)
     oracle = prompt_logprobs(*arguments, "8:16", getattr(torch, dtype))
     errors = _relative_errors(runs[model, dtype], oracle)
-    sys.stdout.write(f"relative error: max {errors.max():.2g}, median {errors.median():.2g}")
+    sys.stdout.write(
+        f"relative error: max {errors.max():.2g}, median {errors.median():.2g}"
+    )
     assert errors.max() < worst
     assert errors.median() < typical
     dense = prompt_logprobs(*arguments, "16:16", getattr(torch, dtype))
@@ -246,14 +248,19 @@ def test_sidecar_folder(stock, runs):
 def test_tensor_parallel(folders, runs):
     job = {"model": folders["llama"], "prompts": PROMPTS}
     options = sparse(
-        "8:16", tensor_parallel_size=2, distributed_executor_backend="mp", dtype="float32"
+        "8:16",
+        tensor_parallel_size=2,
+        distributed_executor_backend="mp",
+        dtype="float32",
     )
     single = runs["llama", "eager float32"]
     double = run_engines(
         {"tp2": {**job, "options": options}}, VLLM_CPU_OMP_THREADS_BIND="0|1"
     )["tp2"]
     assert double["tokens"] == single["tokens"]
-    shards = {layer["k_sharded"] for rank in double["stats"] for layer in rank["layers"]}
+    shards = {
+        layer["k_sharded"] for rank in double["stats"] for layer in rank["layers"]
+    }
     assert len(double["stats"]) == 2
     assert shards == {True, False}
 

@@ -54,8 +54,9 @@ def make_layer(codes):
     torch.manual_seed(0)
     layer = torch.nn.Module()
     layer.weight = torch.randn(5, 8)
-    layer.vllm_sparse_codes = torch.tensor(codes, dtype=torch.uint8)
-    layer.vllm_sparse_counters = torch.zeros(2, dtype=torch.int64)
+    codes = torch.tensor(codes, dtype=torch.uint8)
+    layer.register_buffer("vllm_sparse_codes", codes)
+    layer.register_buffer("vllm_sparse_counters", torch.zeros(2, dtype=torch.int64))
     return layer
 
 

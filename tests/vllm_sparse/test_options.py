@@ -189,25 +189,32 @@ def downloads(monkeypatch):
 
 def test_download(downloads, tmp_path, monkeypatch):
     calls, _ = downloads
-    download_sidecar("org/name", "v1")
+    assert download_sidecar("org/name", "v1") is None
     assert calls == [("org/name", SIDECAR_NAME, "v1")]
-    download_sidecar(str(tmp_path))
+    assert download_sidecar(str(tmp_path)) is None
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    download_sidecar("org/name")
+    assert download_sidecar("org/name") is None
     assert len(calls) == 1
 
 
 @pytest.mark.parametrize("error", [EntryNotFoundError, HFValidationError])
 def test_a_model_without_sidecar_is_fine(downloads, error):
     downloads[1].append(error("no"))
-    download_sidecar("org/name")
+    assert download_sidecar("org/name") is None
     assert len(downloads[0]) == 1
 
 
-def test_other_hub_errors_are_told(downloads):
-    downloads[1].append(OSError("gated"))
-    with pytest.raises(OSError, match="gated"):
-        download_sidecar("org/name")
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("\nAccess is gated.\nAsk for it."), "Access is gated."),
+        (ConnectionError(), "ConnectionError"),
+    ],
+    ids=["first line", "no text"],
+)
+def test_other_hub_errors_are_told(downloads, error, told):
+    downloads[1].append(error)
+    assert download_sidecar("org/name") == told
 
 
 def test_resolving_imports_neither_torch_nor_vllm():

@@ -46,7 +46,7 @@ def v1_codes(requests):
     return phases.codes.tolist()
 
 
-def v2_codes(requests, slots=None):
+def v2_codes(requests, slots=None, extra=0):
     """Publish through the format of runner V2; requests live in scattered slots."""
     phases = TokenPhases(SLOTS, torch.device("cpu"))
     slots = slots or [(5 * i + 3) % SLOTS for i in range(len(requests))]
@@ -60,7 +60,7 @@ def v2_codes(requests, slots=None):
     mapping[: len(slots)] = torch.tensor(slots)
     batch = SimpleNamespace(
         positions=flat_positions(requests),
-        num_tokens=sum(tokens),
+        num_tokens=sum(tokens) + extra,
         num_reqs=len(requests),
         query_start_loc=starts,
         idx_mapping=mapping,
@@ -90,6 +90,10 @@ def test_v2_follows_the_slot_mapping():
 def test_v2_request_without_tokens(where):
     requests = [*MIXED[:where], (1000, 0, 0), *MIXED[where:]]
     assert v2_codes(requests) == v2_codes(MIXED)
+
+
+def test_v2_tokens_beyond_the_last_request_stay_in_bounds():
+    assert v2_codes(MIXED, extra=2)[: len(MIXED_CODES)] == MIXED_CODES
 
 
 REQUESTS = st.lists(
@@ -197,23 +201,64 @@ def test_missing_method_names_the_class_and_the_versions():
         )
 
 
-@pytest.mark.parametrize("has_triton", [False, True])
-def test_install_wraps_the_runners_there_are(monkeypatch, has_triton):
-    def runner(method):
-        return type("GPUModelRunner", (), {method: lambda self: None})
+@pytest.mark.parametrize("before", [False, True], ids=["after", "before"])
+def test_publishing_before_or_after_the_original(before):
+    runner_class, calls = make_runner_class(), []
 
-    first, second = runner("_prepare_inputs"), runner("prepare_inputs")
+    def publish(phases, runner, result, args):
+        calls.append((hasattr(runner, "prepared"), result, args))
+
+    runner_hooks._wrap(
+        runner_class, "prepare", publish, lambda config: "x", before=before
+    )
+    assert runner_class().prepare("output", [1]) == "result"
+    assert calls == [(not before, None if before else "result", ("output", [1]))]
+
+
+def fake_runner(prepare):
+    """Return a runner class that notes the codes its dummy run sees."""
+
+    def dummy_run(self, tokens):
+        self.seen = self.phases.codes.tolist()
+
+    return type(
+        "GPUModelRunner", (), {prepare: lambda self: None, "_dummy_run": dummy_run}
+    )
+
+
+@pytest.fixture(params=[False, True], ids=["V1 only", "V1 and V2"])
+def runners(request, monkeypatch):
+    """Put fakes in the place of vLLM's runners, with or without Triton."""
+    first, second = fake_runner("_prepare_inputs"), fake_runner("prepare_inputs")
     for name, content in (
-        ("vllm.triton_utils", {"HAS_TRITON": has_triton}),
+        ("vllm.triton_utils", {"HAS_TRITON": request.param}),
         (V1, {"GPUModelRunner": first}),
         (V2, {"GPUModelRunner": second}),
     ):
         module = ModuleType(name)
         vars(module).update(content)
         monkeypatch.setitem(sys.modules, name, module)
+    return first, second, request.param
+
+
+def test_install_wraps_the_runners_there_are(runners):
+    first, second, has_triton = runners
     runner_hooks.install(lambda config: None)
-    assert hasattr(first._prepare_inputs, runner_hooks._WRAPPED)
-    assert hasattr(second.prepare_inputs, runner_hooks._WRAPPED) is has_triton
+    for wrapped in (first._prepare_inputs, first._dummy_run):
+        assert hasattr(wrapped, runner_hooks._WRAPPED)
+    for wrapped in (second.prepare_inputs, second._dummy_run):
+        assert hasattr(wrapped, runner_hooks._WRAPPED) is has_triton
+
+
+def test_dummy_tokens_have_no_phase(runners):
+    first, second, has_triton = runners
+    runner_hooks.install(lambda config: config)
+    for runner_class in (first, second) if has_triton else (first,):
+        runner = runner_class()
+        runner.phases = runner.vllm_config = TokenPhases(4, torch.device("cpu"))
+        runner.phases.codes.fill_(DECODE)
+        runner._dummy_run(3)
+        assert runner.seen == [PADDING] * 4
 
 
 def source_of(module):
@@ -253,6 +298,11 @@ def test_vllm_v1_still_prepares_inputs_as_we_read_them():
         r"self\.num_prompt_tokens = (np\.|.*\.numpy\(\)\n)",
         ast.unparse(source_of("vllm.v1.worker.gpu_input_batch")),
     )
+
+
+@pytest.mark.parametrize("module", [V1, V2], ids=["V1", "V2"])
+def test_vllm_still_has_dummy_runs(module):
+    function_in(source_of(module), "GPUModelRunner", "_dummy_run")
 
 
 def test_vllm_v2_still_prepares_inputs_as_we_read_them():

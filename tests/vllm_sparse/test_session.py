@@ -62,7 +62,11 @@ def hooks(monkeypatch):
 
 def engine(additional_config=None, model="nobody/nothing", **parallel):
     """Return the parts of a ``VllmConfig`` that are read."""
-    options = {"use_ubatching": False, "pipeline_parallel_size": 1} | parallel
+    options = {
+        "use_ubatching": False,
+        "use_sequence_parallel_moe": False,
+        "pipeline_parallel_size": 1,
+    } | parallel
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**options),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=32),
@@ -259,6 +263,7 @@ def test_layers_built_after_loading_belong_to_the_draft_model():
     ("parallel", "message"),
     [
         ({"use_ubatching": True}, r"not work with micro-batching \(--enable-dbo"),
+        ({"use_sequence_parallel_moe": True}, "with sequence-parallel MoE"),
         ({"prefill_context_parallel_size": 2}, "with prefill context parallelism"),
     ],
 )

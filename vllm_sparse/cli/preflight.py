@@ -98,7 +98,8 @@ def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if "://" in args.model or args.model.endswith(".gguf") or ":" in args.model:
-        return _skip("its layers are only known once vLLM reads it")
+        _note("its layers are only known once vLLM reads it")
+        return None
     try:
         hf_config = AutoConfig.from_pretrained(
             args.hf_config_path or args.model,
@@ -111,18 +112,20 @@ def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
             "Expected a Hugging Face id (org/name) or a folder with config.json."
         ) from None
     except Exception as error:
-        return _skip(f"transformers cannot read its configuration ({error})")
+        _note(f"transformers cannot read its configuration ({error})")
+        return None
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 hf_config, trust_remote_code=args.trust_remote_code
             )
     except Exception as error:
-        return _skip(f"transformers cannot build it ({type(error).__name__})")
+        _note(f"transformers cannot build it ({type(error).__name__})")
+        return None
     return list(linear_shapes(model))
 
 
-def _skip(reason: str) -> None:
+def _note(reason: str) -> None:
     sys.stderr.write(
         f"vllm-sparse serve: note: layers are checked by the engine, because {reason}\n"
     )
@@ -160,7 +163,7 @@ def _in_features(module: torch.nn.Module) -> int | None:
     if isinstance(module, torch.nn.Linear):
         return module.in_features
     if type(module).__name__ == "Conv1D":  # GPT-2: weight is [K, O]
-        return int(module.weight.shape[0])
+        return int(module.get_parameter("weight").shape[0])
     return None
 
 
@@ -169,7 +172,10 @@ def _vllm_classes(shape: LinearShape) -> tuple[str, ...]:
     if len(shape.names) > 1:
         fused = shape.names[0].rpartition(".")[2]
         special = {"qkv_proj": "QKVParallelLinear"}
-        return ("ColumnParallelLinear", special.get(fused, "MergedColumnParallelLinear"))
+        return (
+            "ColumnParallelLinear",
+            special.get(fused, "MergedColumnParallelLinear"),
+        )
     if shape.row_parallel:
         return ("RowParallelLinear",)
     return ("ColumnParallelLinear", "ReplicatedLinear")

@@ -71,9 +71,9 @@ def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
         "--activation-sparsity",
         metavar="N:M",
         default=None,
-        help="Keep N of every M consecutive input channels of each token in all decoder "
-        "linears, for example 8:16 or 2:4; 50%% for unstructured; 'off' to ignore the "
-        "model folder's sidecar.",
+        help="Keep N of every M consecutive input channels of each token in all "
+        "decoder linears, for example 8:16 or 2:4; 50%% for unstructured; 'off' to "
+        "ignore the model folder's sidecar.",
     )
     group.add_argument(
         "--sparsity-phase",
@@ -181,7 +181,9 @@ def _activate(args: argparse.Namespace) -> None:
     if found is None and unknown:
         sys.stderr.write(f"{PROGRAM}: note: no sidecar was looked for: {unknown}\n")
     if found is None:
-        if flags is not None:  # "off": every process must know, they see the sidecar too
+        if (
+            flags is not None
+        ):  # "off": every process must know, they see the sidecar too
             args.additional_config = extra | {OPTIONS_KEY: flags}
         return
     config, source = found

@@ -70,8 +70,9 @@ class SparsityMetrics:
         for labels, count in layers.items():
             self.layers.labels(*labels).set(count)
         for phase, tokens in stats["tokens"].items():
-            for labels, count in _paths(stats["layers"], stats["phase"], phase).items():
-                self._advance(self.linear_tokens, (*labels, phase), tokens * count)
+            paths = _paths(stats["layers"], stats["phase"], phase)
+            for path, count in paths.items():
+                self._advance(self.linear_tokens, (*path, phase), tokens * count)
         for kind in {layer["kind"] for layer in stats["layers"]}:
             same = [layer for layer in stats["layers"] if layer["kind"] == kind]
             elements = sum(layer["elements"] for layer in same)

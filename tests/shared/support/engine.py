@@ -57,7 +57,9 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
     if job.get("prompt_logprobs") is not None:
         result["prompt_logprobs"] = [
             [
-                None if entry is None else {str(t): lp.logprob for t, lp in entry.items()}
+                None
+                if entry is None
+                else {str(t): lp.logprob for t, lp in entry.items()}
                 for entry in output.prompt_logprobs
             ]
             for output in outputs

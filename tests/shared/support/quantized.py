@@ -66,7 +66,9 @@ def _int4(prefix: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     rows, columns = weight.shape
     groups = weight.view(rows, columns // GROUP, GROUP)
     scale = groups.abs().amax(dim=2, keepdim=True) / 7
-    codes = (groups / scale).round().clamp(-8, 7).view(rows, columns).to(torch.int32) + 8
+    codes = (groups / scale).round().clamp(-8, 7).view(rows, columns).to(
+        torch.int32
+    ) + 8
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
     packed = (codes.view(rows, columns // 8, 8) << shifts).sum(-1, dtype=torch.int32)
     return {

@@ -110,4 +110,6 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         time.sleep(0.5)
-    raise AssertionError(f"not ready after {READY_SECONDS} s\n{log.read_text()[-6000:]}")
+    raise AssertionError(
+        f"not ready after {READY_SECONDS} s\n{log.read_text()[-6000:]}"
+    )

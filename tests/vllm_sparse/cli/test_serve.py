@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from importlib import metadata
 
 import pytest
 from support import tiny
@@ -160,9 +161,17 @@ def test_model_path_that_does_not_exist():
         activate("/no/such", "--activation-sparsity", "8:16")
 
 
-@pytest.mark.parametrize("before", [None, "mine", ""])
-def test_the_plugin_is_always_allowed(monkeypatch, before):
-    """vLLM loads an endpoint plugin only if it is named; others stay as they were."""
+@pytest.mark.parametrize(
+    ("before", "expected"),
+    [
+        (None, {"vllm_sparse"}),
+        ("mine", {"mine", "vllm_sparse"}),
+        ("mine,vllm_sparse", {"mine", "vllm_sparse"}),
+        ("", {"vllm_sparse"}),
+    ],
+    ids=["unset", "another", "named", "none"],
+)
+def test_vllm_loads_the_endpoint_only_if_named(monkeypatch, before, expected):
     # Set before they are deleted, so that what the call sets is undone.
     for name in ("VLLM_PLUGINS", "VLLM_WORKER_MULTIPROC_METHOD"):
         monkeypatch.setenv(name, before or "")
@@ -170,11 +179,31 @@ def test_the_plugin_is_always_allowed(monkeypatch, before):
             monkeypatch.delenv(name)
     module._prepare_environment()
     names = os.environ["VLLM_PLUGINS"].split(",")
-    assert "vllm_sparse" in names
-    assert "" not in names
-    if before is not None:
-        assert set(names) == {"vllm_sparse", *before.split(",")} - {""}
+    assert set(names) >= expected
+    assert len(names) == len(set(names))
+    assert before is None or set(names) == expected
     assert os.environ["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn"
+
+
+def test_plugins_of_others_stay_allowed(monkeypatch):
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    monkeypatch.delenv("VLLM_PLUGINS")
+    point = metadata.EntryPoint("lora_resolver", "x:y", "vllm.general_plugins")
+    monkeypatch.setattr(
+        metadata,
+        "entry_points",
+        lambda group: [point] if group == point.group else [],
+    )
+    module._prepare_environment()
+    assert os.environ["VLLM_PLUGINS"] == "lora_resolver,vllm_sparse"
+
+
+def test_a_sidecar_that_cannot_be_looked_for_is_told(model, monkeypatch, capsys):
+    monkeypatch.setattr(module, "download_sidecar", lambda *args: "no network")
+    assert activate(model) is None
+    assert "note: no sidecar was looked for: no network" in capsys.readouterr().err
+    activate(model, "--activation-sparsity", "8:16")
+    assert "no network" not in capsys.readouterr().err
 
 
 def test_unsupported_vllm(monkeypatch, capsys):
