@@ -82,6 +82,22 @@ def test_apply_takes_a_batch_dimension():
     )
 
 
+def test_apply_compiles_whole():
+    torch._dynamo.reset()
+    layer, x = make_layer([DECODE] * 4), torch.randn(3, 8)
+
+    class Plain(Inner):
+        def apply(self, layer, x, bias=None):
+            return torch.nn.functional.linear(x, layer.weight, bias)
+
+    method = make_method(Plain())
+    compiled = torch.compile(
+        lambda x: method.apply(layer, x), fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(x), sparsify(x, NMPattern(2, 4)) @ layer.weight.t())
+    assert layer.vllm_sparse_counters.tolist() == [24, 12]
+
+
 def test_weights_are_loaded_before_anyone_is_told():
     inner, layer = Inner(), torch.nn.Module()
     method = make_method(inner, after_load=lambda: inner.calls.append("told"))
