@@ -39,18 +39,25 @@ def _sparsify_tokens_cpu(
     flat = x.reshape(-1, x.shape[-1]).contiguous()
     codes = codes[: flat.shape[0]]
     pattern = NMPattern(kept, group)
-    if phase == PADDING:
+    # Real tokens that are sparsified; with phase both, padding is as well, uncounted.
+    selected = codes != PADDING if phase == PADDING else codes == phase
+    hits = int(selected.count_nonzero())
+    if hits == len(flat):
+        out = counted = sparsify(flat, pattern, criterion=criterion)
+    elif phase == PADDING:
         out = sparsify(flat, pattern, criterion=criterion)
-        rows = out[codes != PADDING]
+        counted = out[selected]
     else:
-        selected = (codes == phase).nonzero().squeeze(1)
-        rows = sparsify(flat[selected], pattern, criterion=criterion)
-        # An op must not return its input, so untouched batches are copied.
-        out = rows if len(rows) == len(flat) else flat.clone()
-        if 0 < len(rows) < len(flat):
-            out[selected] = rows
-    counters[ELEMENTS] += rows.numel()
-    counters[NONZEROS] += rows.count_nonzero()
+        # An op must not return its input, so untouched tokens are copied.
+        out = flat.clone()
+        if not hits:
+            return out.view(x.shape)
+        counted = sparsify(flat[selected], pattern, criterion=criterion)
+        out[selected] = counted
+    # Through numpy: two tensor increments would cost as much as the selection.
+    counts = counters.numpy()
+    counts[ELEMENTS] += counted.numel()
+    counts[NONZEROS] += int(counted.count_nonzero())
     return out.view(x.shape)
 
 

@@ -83,7 +83,6 @@ class Session:
 
     def _describe(self, layer: LinearBase, resolution: Resolution) -> LayerState:
         k_local = getattr(layer, "input_size_per_partition", layer.input_size)
-        o_local = getattr(layer, "output_size_per_partition", layer.output_size)
         group = resolution.group
         activation = group.activation if group else None
         weight = group.weight if group else None
@@ -102,8 +101,8 @@ class Session:
         return LayerState(
             name=layer.prefix,
             layer_class=type(layer).__name__.removeprefix("Sparse"),
-            in_features=k_local,
-            out_features=o_local,
+            in_features=layer.input_size,
+            out_features=layer.output_size,
             pattern=activation.pattern if activation else None,
             criterion=activation.criterion if activation else None,
             backend=backend,
@@ -122,7 +121,9 @@ class Session:
         # so that weight loading does not look for them.
         layer.register_buffer("vllm_sparse_codes", self.phases.codes, persistent=False)
         layer.register_buffer("vllm_sparse_counters", state.counters, persistent=False)
-        kept, group = state.pattern.group(state.in_features)
+        # K on this rank: a shard for row-parallel layers.
+        k_local = getattr(layer, "input_size_per_partition", layer.input_size)
+        kept, group = state.pattern.group(k_local)
         layer.quant_method = SparseLinearMethod(
             layer.quant_method,
             kept=kept,
@@ -262,5 +263,10 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     session = Session(vllm_config, *found)
     # vLLM hashes additional_config into its compile-cache key: compiled code bakes in
     # patterns and phase, so the resolved configuration must be part of the key.
+    if not isinstance(extra, dict):
+        raise ConfigError(
+            f"additional_config is a {type(extra).__name__}. Expected a dict: "
+            "activation sparsity records its fingerprint in it."
+        )
     extra[OPTIONS_KEY] = {**(options or {}), FINGERPRINT: session.config.fingerprint}
     return session

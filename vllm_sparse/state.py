@@ -37,8 +37,8 @@ class LayerState:
     Attributes:
         name: full name in vLLM's model.
         layer_class: class of the layer, as vLLM names it.
-        in_features: K on this rank (a shard for row-parallel layers).
-        out_features: O on this rank.
+        in_features: K of the whole layer.
+        out_features: O of the whole layer, over all ranks.
         pattern: activation pattern, None if the input stays dense.
         criterion: score that ranks channels, None if dense.
         backend: what executes it: ``dense`` or the sparsify backend.

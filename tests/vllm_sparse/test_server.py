@@ -96,7 +96,7 @@ def test_sparsity_report(server):
             assert layer["backend"] == "reference"
             assert "not faster than dense" in layer["reason"]
     down = next(x for x in report["layers"] if x["kind"] == "down")
-    assert down["in_features"] == 256  # summed over the two shards
+    assert down["in_features"] == 256  # of the whole layer, not of a shard
     assert "abcde" not in str(report)
 
 

@@ -213,7 +213,7 @@ def test_a_pattern_that_does_not_fit_names_the_layer(pattern, in_features, tp, m
 def test_a_shard_that_fits():
     session = make_session("8:16")
     session.attach(FakeLinear(f"{BLOCK}.mlp.down_proj", 64, tp=2))
-    assert session.layers[0].in_features == 32
+    assert session.layers[0].in_features == 64
     assert session.layers[0].k_sharded
 
 

@@ -19,23 +19,22 @@ from typing import TYPE_CHECKING, Any
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.pattern import NMPattern, Pattern, Unstructured
 from nmsparse.resolve import Resolver
+from vllm_sparse.names import FUSED
 
 if TYPE_CHECKING:
     import torch
 
-_FUSED = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A linear layer of the model: names (fused first), K, and whether TP splits K."""
+    """A linear layer: names (fused first), K, and whether tensor parallelism splits K.
+
+    ``row_parallel`` is None if transformers has no plan for the model.
+    """
 
     names: tuple[str, ...]
     in_features: int
-    row_parallel: bool
+    row_parallel: bool | None
 
 
 def check_model_exists(model: str) -> None:
@@ -135,14 +134,16 @@ def linear_shapes(model: torch.nn.Module) -> Iterator[LinearShape]:
     """Yield every linear of a transformers model, fused as vLLM fuses them."""
     plan: dict[str, Any] = getattr(model, "tp_plan", None) or {}
     siblings: dict[str, dict[str, int]] = defaultdict(dict)
+    # vLLM's head is no linear layer of its own, so no target reaches it.
+    head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
         size = _in_features(module)
-        if size is not None:
+        if size is not None and module is not head:
             parent, _, last = name.rpartition(".")
             siblings[parent][last] = size
     for parent, children in siblings.items():
         prefix = f"{parent}." if parent else ""
-        for fused, parts in _FUSED.items():
+        for fused, parts in FUSED.items():
             if all(part in children for part in parts):
                 names = (prefix + fused, *(prefix + part for part in parts))
                 yield LinearShape(names, children[parts[0]], row_parallel=False)
@@ -154,7 +155,7 @@ def linear_shapes(model: torch.nn.Module) -> Iterator[LinearShape]:
                 "row" in str(style) and fnmatchcase(name, wildcard)
                 for wildcard, style in plan.items()
             )
-            yield LinearShape((name,), size, row)
+            yield LinearShape((name,), size, row if plan else None)
 
 
 def _in_features(module: torch.nn.Module) -> int | None:
@@ -178,4 +179,5 @@ def _vllm_classes(shape: LinearShape) -> tuple[str, ...]:
         )
     if shape.row_parallel:
         return ("RowParallelLinear",)
-    return ("ColumnParallelLinear", "ReplicatedLinear")
+    unknown = ("RowParallelLinear",) if shape.row_parallel is None else ()
+    return ("ColumnParallelLinear", "ReplicatedLinear", *unknown)

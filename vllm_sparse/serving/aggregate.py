@@ -26,7 +26,6 @@ def merge_ranks(ranks: Sequence[RankStats]) -> RankStats:
             if known is None:
                 layers[layer["name"]] = layer.copy()
             elif layer["k_sharded"]:
-                known["in_features"] += layer["in_features"]
                 known["elements"] += layer["elements"]
                 known["nonzeros"] += layer["nonzeros"]
     for layer in layers.values():

@@ -1,7 +1,8 @@
 """Criteria of online sparsity: how an activation is scored. One file a criterion.
 
 A criterion is a function ``score(x) -> scores`` on ``[..., K]`` tensors; higher scores
-are kept. See CONTRIBUTING.md, "Add a criterion".
+are kept. No score has its sign bit set (a NaN neither), so that they need no sign
+handling when they are ordered. See CONTRIBUTING.md, "Add a criterion".
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ def test_one_rank_is_returned_as_it_is(fakes):
 
 def test_tensor_parallel_shards_of_k_are_summed(fakes):
     name = "model.layers.0.mlp.down_proj"
-    shard = {"in_features": 32, "k_sharded": True, "elements": 100}
+    shard = {"in_features": 96, "k_sharded": True, "elements": 100}
     ranks = [
         fakes.stats(fakes.layer(name, nonzeros=40, **shard)),
         fakes.stats(fakes.layer(name, nonzeros=60, **shard), rank=1),

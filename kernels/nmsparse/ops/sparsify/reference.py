@@ -14,7 +14,7 @@ def sparsify_reference(
     x: torch.Tensor, pattern: Pattern, criterion: str
 ) -> torch.Tensor:
     """Return ``x`` (``[..., K]``) with the dropped channels set to zero."""
-    keep = select_keep(criteria.get(criterion)(x), pattern)
+    keep = select_keep(criteria.get(criterion)(x), pattern, signed=False)
     # where, not a product: 0 * inf and 0 * NaN would not be zero.
     return torch.where(keep, x, 0)
 
@@ -26,7 +26,7 @@ def compact_reference(
     tokens, in_features = x.shape
     kept, group = pattern.group(in_features)
     per_token = in_features // group * kept
-    keep = select_keep(criteria.get(criterion)(x), pattern)
+    keep = select_keep(criteria.get(criterion)(x), pattern, signed=False)
     # nonzero walks row by row in ascending order, and every row keeps equally many.
     indices = keep.nonzero()[:, 1].view(tokens, per_token)
     return CompactActivation(x.gather(1, indices), indices.int(), in_features)
