@@ -188,23 +188,24 @@ def _check_fits(
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
+    """Refuse features under which the rows of a layer are not the tokens of the step."""
     parallel = vllm_config.parallel_config
-    if parallel.use_sequence_parallel_moe:
-        raise ConfigError(
-            "Activation sparsity does not work with sequence-parallel MoE (expert "
-            "parallelism with tensor and data parallelism): a layer would not know "
-            "which tokens it sees. Turn one off."
-        )
-    if parallel.use_ubatching:
-        raise ConfigError(
-            "Activation sparsity does not work with micro-batching (--enable-dbo, "
-            "--ubatch-size): a layer would not know which tokens it sees. Turn one off."
-        )
-    if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
-        raise ConfigError(
-            "Activation sparsity does not work with prefill context parallelism: a "
-            "layer would not know which tokens it sees. Turn one off."
-        )
+    hidden = {
+        "micro-batching (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
+        "sequence-parallel MoE (expert parallelism with tensor and data parallelism)": (
+            parallel.use_sequence_parallel_moe
+        ),
+        "prefill context parallelism": (
+            getattr(parallel, "prefill_context_parallel_size", 1) > 1
+        ),
+        "--kv-sharing-fast-prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
+    }
+    for feature, used in hidden.items():
+        if used:
+            raise ConfigError(
+                f"Activation sparsity does not work with {feature}: a layer would not "
+                "know which tokens it sees. Turn one off."
+            )
 
 
 # Sessions by identity of the configuration they serve. Each holds its configuration,

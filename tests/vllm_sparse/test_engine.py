@@ -245,6 +245,14 @@ def test_sidecar_folder(stock, runs):
     assert "sidecar" in stats["source"]
 
 
+def test_sidecar_folder_in_stock_transformers(folders):
+    plain, marked = (
+        prompt_logprobs(Path(folders[name]), PROMPTS, "1:1", torch.float32)
+        for name in ("llama", "sidecar")
+    )
+    assert all(torch.equal(a, b) for a, b in zip(plain, marked, strict=True))
+
+
 def test_tensor_parallel(folders, runs):
     job = {"model": folders["llama"], "prompts": PROMPTS}
     options = sparse(

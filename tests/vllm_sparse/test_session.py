@@ -69,6 +69,9 @@ def engine(additional_config=None, model="nobody/nothing", **parallel):
     } | parallel
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**options),
+        cache_config=SimpleNamespace(
+            kv_sharing_fast_prefill=options.pop("fast_prefill", False)
+        ),
         scheduler_config=SimpleNamespace(max_num_batched_tokens=32),
         device_config=SimpleNamespace(device="cpu"),
         speculative_config=None,
@@ -264,6 +267,7 @@ def test_layers_built_after_loading_belong_to_the_draft_model():
     [
         ({"use_ubatching": True}, r"not work with micro-batching \(--enable-dbo"),
         ({"use_sequence_parallel_moe": True}, "with sequence-parallel MoE"),
+        ({"fast_prefill": True}, "with --kv-sharing-fast-prefill"),
         ({"prefill_context_parallel_size": 2}, "with prefill context parallelism"),
     ],
 )

@@ -1,0 +1,78 @@
+"""The documents follow the code: tables from rows, metric names, examples, links."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+from prometheus_client import Counter
+
+from nmsparse.config import SparsityConfig
+
+
+@pytest.fixture(scope="module")
+def pages(repo_root):
+    files = [*repo_root.glob("*.md"), *repo_root.glob("docs/*.md")]
+    return {file: file.read_text(encoding="utf-8") for file in files}
+
+
+def test_readme_tables_come_from_rows(repo_root):
+    command = [sys.executable, repo_root / "benchmarks/tables.py", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_rows_say_where_they_were_measured(repo_root):
+    for file in (repo_root / "benchmarks/results").glob("*.jsonl"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            for key in ("benchmark", "date", "commit", "hardware", "versions"):
+                assert row[key], (file.name, key)
+
+
+def test_metric_names_in_the_documents_exist(pages):
+    pytest.importorskip("vllm")
+    from vllm_sparse.serving.metrics import SparsityMetrics
+
+    objects = vars(SparsityMetrics(namespace="docs_test")).values()
+    names = set()
+    for metric in objects:
+        if hasattr(metric, "_name"):
+            suffix = "_total" if isinstance(metric, Counter) else ""
+            names.add(metric._name.replace("docs_test", "vllm_sparse") + suffix)
+    assert len(names) == 6
+    text = "\n".join(pages.values())
+    exist = names | {"vllm_sparse_config", "vllm_sparse_params", "vllm_sparse_stats"}
+    exist |= {"vllm_sparse_provenance"}
+    for name in set(re.findall(r"\bvllm_sparse_[a-z_]+[a-z]\b", text)):
+        assert name in exist, name
+    for name in names:
+        assert name in text, name
+
+
+def test_configuration_examples_are_valid(pages):
+    found = 0
+    for text in pages.values():
+        for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
+            data = json.loads(block)
+            if "groups" in data:
+                SparsityConfig.parse(data, source="example")
+                found += 1
+    assert found
+
+
+def test_links_lead_to_files(pages):
+    for file, text in pages.items():
+        for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+            assert (file.parent / target).exists(), (file.name, target)
+
+
+def test_readme_tree_names_every_module(repo_root, pages):
+    readme = pages[repo_root / "README.md"]
+    for package in ("kernels/nmsparse", "offline_prune", "vllm_sparse"):
+        for file in (repo_root / package).rglob("*.py"):
+            name = file.name if file.name != "__init__.py" else file.parent.name
+            assert name in readme, file
