@@ -25,6 +25,12 @@ _LIBRARY.define(
 ELEMENTS, NONZEROS = 0, 1
 
 
+def _codes_of(flat: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """Return the code of every row; more rows than a step has are no tokens of it."""
+    rows = flat.shape[0]
+    return codes[:rows] if rows <= len(codes) else codes.new_zeros(rows)
+
+
 def _sparsify_tokens_cpu(
     x: torch.Tensor,
     codes: torch.Tensor,
@@ -37,7 +43,7 @@ def _sparsify_tokens_cpu(
     """Sparsify the selected tokens only; see :func:`sparsify_tokens`."""
     # Contiguous, so that the result has the strides the fake promises.
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = codes[: flat.shape[0]]
+    codes = _codes_of(flat, codes)
     pattern = NMPattern(kept, group)
     # Real tokens that are sparsified; with phase both, padding is as well, uncounted.
     selected = codes != PADDING if phase == PADDING else codes == phase
@@ -73,7 +79,7 @@ def _sparsify_tokens_cuda(
     """Fixed shapes and no host synchronisation; see :func:`sparsify_tokens`."""
     # Contiguous, so that the result has the strides the fake promises.
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = codes[: flat.shape[0]]
+    codes = _codes_of(flat, codes)
     sparse = sparsify(flat, NMPattern(kept, group), criterion=criterion)
     real = codes != PADDING if phase == PADDING else codes == phase
     out = sparse if phase == PADDING else torch.where(real[:, None], sparse, flat)

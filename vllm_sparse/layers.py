@@ -19,7 +19,17 @@ from vllm.model_executor.layers.linear import (
     RowParallelLinear,
 )
 
-from vllm_sparse.session import current_session
+
+class _LikeInTree(type):
+    """``isinstance`` with one of our classes answers as with the class it replaces.
+
+    vLLM's LoRA code asks ``isinstance(layer, <registered class>)`` also about in-tree
+    subclasses that are not replaced; they must get the answer they get without us.
+    """
+
+    def __instancecheck__(cls, instance: object) -> bool:
+        replaced: type = cls.__mro__[2]
+        return isinstance(instance, replaced)
 
 
 class _Attach:
@@ -27,28 +37,33 @@ class _Attach:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Here, so that processes that build no model do not load all of it.
+        from vllm_sparse.session import current_session
+
         session = current_session()
         if session is not None and isinstance(self, LinearBase):
             session.attach(self)
 
 
-class SparseColumnParallelLinear(_Attach, ColumnParallelLinear):
+class SparseColumnParallelLinear(_Attach, ColumnParallelLinear, metaclass=_LikeInTree):
     """Column-parallel linear with a sparsifiable input."""
 
 
-class SparseMergedColumnParallelLinear(_Attach, MergedColumnParallelLinear):
+class SparseMergedColumnParallelLinear(
+    _Attach, MergedColumnParallelLinear, metaclass=_LikeInTree
+):
     """Fused column-parallel linear (``gate_up_proj``): one input, one selection."""
 
 
-class SparseQKVParallelLinear(_Attach, QKVParallelLinear):
+class SparseQKVParallelLinear(_Attach, QKVParallelLinear, metaclass=_LikeInTree):
     """Fused ``qkv_proj``: one input, one selection for q, k and v."""
 
 
-class SparseRowParallelLinear(_Attach, RowParallelLinear):
+class SparseRowParallelLinear(_Attach, RowParallelLinear, metaclass=_LikeInTree):
     """Row-parallel linear: its input is already this rank's shard of K."""
 
 
-class SparseReplicatedLinear(_Attach, ReplicatedLinear):
+class SparseReplicatedLinear(_Attach, ReplicatedLinear, metaclass=_LikeInTree):
     """Replicated linear with a sparsifiable input."""
 
 

@@ -103,7 +103,9 @@ def local_model_folder(model: str, revision: str | None = None) -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
-def download_sidecar(model: str, revision: str | None = None) -> str | None:
+def download_sidecar(
+    model: str, revision: str | None = None, token: str | bool | None = None
+) -> str | None:
     """Bring a hub model's sidecar into the local cache, if it has one.
 
     Returns:
@@ -115,7 +117,7 @@ def download_sidecar(model: str, revision: str | None = None) -> str | None:
     if constants.HF_HUB_OFFLINE or Path(model).exists():
         return None
     try:
-        hf_hub_download(model, SIDECAR_NAME, revision=revision)
+        hf_hub_download(model, SIDECAR_NAME, revision=revision, token=token)
     except (EntryNotFoundError, HFValidationError):
         return None
     except OSError as error:  # no such model, no access, no network

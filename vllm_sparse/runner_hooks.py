@@ -91,7 +91,10 @@ def _publish_v1(
     # Positions are exact on the device, also under asynchronous scheduling.
     per_token = torch.from_numpy(np.repeat(prompt_lens, scheduled))
     positions = runner.positions[: per_token.shape[0]]
-    phases.publish(positions, per_token.to(positions.device, non_blocking=True))
+    if positions.is_cuda:
+        # From pageable memory the copy would wait for the stream.
+        per_token = per_token.pin_memory().to(positions.device, non_blocking=True)
+    phases.publish(positions, per_token)
 
 
 def _publish_v2(

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import LinearBase
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.dispatch import explain
 from nmsparse.pattern import Pattern, Unstructured
-from nmsparse.resolve import Resolution, Resolver
+from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
 from vllm_sparse import runner_hooks
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, with_parts
@@ -23,7 +24,6 @@ from vllm_sparse.state import LayerState
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.model_executor.layers.linear import LinearBase
 
 logger = init_logger("vllm." + __name__)
 
@@ -73,6 +73,8 @@ class Session:
         else:
             resolution = self._resolver.resolve(names, classes)
         state = self._describe(layer, resolution)
+        if self._loaded:  # a draft model may repeat the target's names
+            state.name = f"draft.{state.name}"
         first = not self.layers
         self.layers.append(state)
         if state.pattern is not None:
@@ -112,6 +114,19 @@ class Session:
             counters=None,
         )
 
+    def add_unseen(self, model: torch.nn.Module) -> None:
+        """List linear layers of classes that the plugin does not replace, as dense.
+
+        Args:
+            model: the finished model.
+        """
+        known = {layer.name for layer in self.layers}
+        reason = "its class is not one the plugin replaces"
+        for module in model.modules():
+            if isinstance(module, LinearBase) and module.prefix not in known:
+                known.add(module.prefix)
+                self.layers.append(self._describe(module, Resolution(None, reason)))
+
     def _wrap(self, layer: LinearBase, state: LayerState) -> None:
         assert state.pattern is not None
         assert state.criterion is not None
@@ -141,6 +156,8 @@ class Session:
         if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
             self._resolver.check_targets()
         sparse = [layer for layer in self.layers if layer.pattern is not None]
+        if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
+            require_sparse_layers(self.config, len(sparse), len(self.layers))
         logger.info(
             "vllm-sparse: %d of %d linear layers sparsify their input (%s; phase %s; "
             "from %s)",
@@ -188,7 +205,7 @@ def _check_fits(
 
 
 def _refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Refuse features under which the rows of a layer are not the tokens of the step."""
+    """Refuse features under which a layer's rows are not the step's tokens."""
     parallel = vllm_config.parallel_config
     hidden = {
         "micro-batching (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
@@ -208,15 +225,16 @@ def _refuse_unsupported(vllm_config: VllmConfig) -> None:
             )
 
 
-# Sessions by identity of the configuration they serve. Each holds its configuration,
-# so an identity is not used twice.
+# Sessions by identity of an engine's compilation configuration. vLLM builds nested text
+# models and drafts under copies of its configuration, but all of them share this part,
+# in which attention layers register themselves. It is kept, so no identity comes twice.
 _SESSIONS: dict[int, Session] = {}
-_INACTIVE: dict[int, VllmConfig] = {}
+_INACTIVE: dict[int, Any] = {}
 
 
 def find_session(vllm_config: Any) -> Session | None:
     """Return the session of an engine in this process, None if it is not active."""
-    return _SESSIONS.get(id(vllm_config))
+    return _SESSIONS.get(id(vllm_config.compilation_config))
 
 
 def find_phases(vllm_config: Any) -> TokenPhases | None:
@@ -234,21 +252,19 @@ def current_session() -> Session | None:
     vllm_config = get_current_vllm_config_or_none()
     if vllm_config is None or vllm_config.model_config is None:
         return None
-    key = id(vllm_config)
-    if key in _SESSIONS or key in _INACTIVE:
-        return _SESSIONS.get(key)
-    session = _make_session(vllm_config)
+    key = id(vllm_config.compilation_config)
+    if key in _INACTIVE:
+        return None
+    session = _SESSIONS.get(key) or _make_session(vllm_config)
     if session is None:
-        _INACTIVE[key] = vllm_config
-    else:
-        _SESSIONS[key] = session
+        _INACTIVE[key] = vllm_config.compilation_config
+        return None
+    _SESSIONS[key] = session
+    _sign(vllm_config, session.config.fingerprint)
     return session
 
 
 def _make_session(vllm_config: VllmConfig) -> Session | None:
-    speculative = vllm_config.speculative_config
-    if speculative and vllm_config.model_config is speculative.draft_model_config:
-        return None
     extra = vllm_config.additional_config
     options = extra.get(OPTIONS_KEY) if isinstance(extra, dict) else None
     if options is not None and not isinstance(options, dict):
@@ -259,15 +275,22 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     model = vllm_config.model_config
     folder: Path | None = find_folder(model.model, model.revision)
     found = resolve_options(options, folder)
-    if found is None:
-        return None
-    session = Session(vllm_config, *found)
-    # vLLM hashes additional_config into its compile-cache key: compiled code bakes in
-    # patterns and phase, so the resolved configuration must be part of the key.
+    return None if found is None else Session(vllm_config, *found)
+
+
+def _sign(vllm_config: VllmConfig, fingerprint: str) -> None:
+    """Make the resolved configuration part of vLLM's compile-cache key.
+
+    vLLM hashes ``additional_config`` into the key, and compiled code bakes in patterns
+    and phase, which may come from elsewhere (a sidecar).
+    """
+    extra = vllm_config.additional_config
     if not isinstance(extra, dict):
         raise ConfigError(
             f"additional_config is a {type(extra).__name__}. Expected a dict: "
             "activation sparsity records its fingerprint in it."
         )
-    extra[OPTIONS_KEY] = {**(options or {}), FINGERPRINT: session.config.fingerprint}
-    return session
+    options = extra.get(OPTIONS_KEY) or {}
+    if options.get(FINGERPRINT) != fingerprint:
+        signed = {**options, FINGERPRINT: fingerprint}
+        vllm_config.additional_config = {**extra, OPTIONS_KEY: signed}

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from vllm_sparse.phases import DECODE, PREFILL
-from vllm_sparse.session import find_session
-from vllm_sparse.state import LayerReport, layer_report, read_counters
-
 if TYPE_CHECKING:
     from nmsparse.config import SparsityConfig
+    from vllm_sparse.state import LayerReport
 
 STATS_METHOD = "vllm_sparse_stats"
 
@@ -32,9 +29,15 @@ def collect(worker: Any) -> RankStats | None:
     Args:
         worker: a vLLM worker (``WorkerBase``).
     """
+    # Here, so that processes that only register the method do not load all of it.
+    from vllm_sparse.phases import DECODE, PREFILL
+    from vllm_sparse.session import find_session
+    from vllm_sparse.state import layer_report, read_counters
+
     session = find_session(worker.vllm_config)
     if session is None:
         return None
+    session.add_unseen(worker.get_model())
     config: SparsityConfig = session.config
     totals = session.phases.totals.tolist()
     counts = read_counters(session.layers)

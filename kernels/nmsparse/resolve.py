@@ -125,3 +125,23 @@ class Resolver:
         if chosen is None:
             return Specificity.NONE, Resolution(None, "no target matches")
         return best, Resolution(chosen, f"target {winner}")
+
+
+def require_sparse_layers(config: SparsityConfig, sparse: int, total: int) -> None:
+    """Refuse a configuration that asks for activation sparsity and gets none.
+
+    Args:
+        config: the configuration.
+        sparse: layers of the model whose input is sparsified.
+        total: linear layers of the model.
+
+    Raises:
+        ConfigError: if no layer is sparse although a group has an activation pattern.
+    """
+    wanted = any(group.activation for group in config.groups.values())
+    if wanted and not sparse:
+        raise ConfigError(
+            f"Activation sparsity reaches none of the {total} linear layers of this "
+            "model. Expected at least one: name its layers in `targets` of a "
+            "configuration file (--sparsity-config)."
+        )

@@ -13,13 +13,13 @@ from enum import IntEnum
 from functools import lru_cache
 
 # The linears of decoder blocks: Llama, Qwen, Gemma, Mistral, Phi-3 and their kin; then
-# OPT, GPT-2, GPT-NeoX/Falcon/BLOOM and Phi. Fused names are vLLM's.
+# OPT and GPT-J, GPT-2, MPT, GPT-NeoX/Falcon/BLOOM and Phi. Fused names are vLLM's.
 DEFAULT_TARGETS = (
     r"re:.*\.(qkv_proj|q_proj|k_proj|v_proj|o_proj)$",
     r"re:.*\.(gate_up_proj|gate_proj|up_proj|down_proj)$",
-    r"re:.*\.(out_proj|fc1|fc2)$",
+    r"re:.*\.(out_proj|fc1|fc2|fc_in|fc_out)$",
     r"re:.*\.(c_attn|c_proj|c_fc)$",
-    r"re:.*\.(query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$",
+    r"re:.*\.(Wqkv|W_pack|query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$",
 )
 
 # Never sparsified by an expression or a class, only by full name: heads and embeddings
@@ -31,8 +31,9 @@ NEVER_TARGETS = (
     r"re:.*\.(gate|router|shared_expert_gate)$",
     r"re:.*\.experts(\..*)?$",
     r"re:.*\.kv_b_proj$",
-    r"re:(.*\.)?(vision|visual|audio|image|speech)[^.]*(\..*)?$",
-    r"re:(.*\.)?encoder\..*$",
+    r"re:(.*\.)?(vision|visual|audio|image|img|speech|siglip)[^.]*(\..*)?$",
+    r"re:(.*\.)?[^.]*(encoder|tower|qformer|resampler)[^.]*\..*$",
+    r"re:(.*\.)?(vit|vpm|apm|perceiver|abstractor)(\..*)?$",
     r"re:(.*\.)?(multi_modal_projector|mm_projector|connector|aligner)(\..*)?$",
 )
 

@@ -79,6 +79,8 @@ def test_valid_targets_are_returned_unchanged():
         "transformer.h.0.mlp.c_proj",
         "gpt_neox.layers.0.attention.query_key_value",
         "gpt_neox.layers.0.mlp.dense_4h_to_h",
+        "transformer.h.0.mlp.fc_in",
+        "transformer.blocks.0.attn.Wqkv",
     ],
 )
 def test_defaults_cover_decoder_linears(name):
@@ -103,6 +105,13 @@ def test_defaults_cover_decoder_linears(name):
         "audio_tower.layers.0.fc2",
         "multi_modal_projector.linear_1",
         "model.encoder.layers.0.self_attn.q_proj",
+        "whisper_encoder.whisper_encoder.layers.0.self_attn.qkv_proj",
+        "apm.layers.0.self_attn.out_proj",
+        "resampler.attn.out_proj",
+        "model.vit.blocks.0.mlp.fc1",
+        "img_processor.layers.0.fc2",
+        "siglip_model.layers.0.fc1",
+        "model.qformer.layers.0.attention.dense",
     ],
 )
 def test_never_targets_cover_what_must_stay_dense(name):

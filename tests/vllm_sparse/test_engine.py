@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import tiny
+from support import nested, tiny
 from support.hf import prompt_logprobs
 from support.quantized import quantize
 from support.runs import prompts, run_engine_expecting_failure, run_engines, sparse
@@ -35,6 +35,7 @@ def folders(tmp_path_factory):
         made[f"calm {kind}"] = tiny.build(
             kind, root / f"calm-{kind}", initializer_range=0.02
         )
+    made["nested"] = nested.nest(made["llama"], root / "nested")
     made["sidecar"] = tiny.build("llama", root / "sidecar")
     write_sidecar(made["sidecar"], SparsityConfig.uniform("4:16", phase="both"))
     return {name: str(folder) for name, folder in made.items()}
@@ -71,8 +72,12 @@ def _jobs(folders):
             "options": sparse("16:16", "both"),
         }
         for pattern in ("2:4", "4:8", "8:16", "16:32", "3:8"):
-            options = sparse(pattern, "both")
-            jobs[kind, pattern] = {**base, "options": options, "max_tokens": 4}
+            jobs[kind, pattern] = {
+                **base,
+                "options": sparse(pattern, "both"),
+                "max_tokens": 4,
+                "verify": pattern,
+            }
         for dtype in ("float32", "bfloat16"):
             options = sparse("8:16", "both", dtype=dtype, max_logprobs=-1)
             jobs[kind, dtype] = {
@@ -101,6 +106,8 @@ def _jobs(folders):
         base = {"model": folders[scheme], "prompts": MANY}
         jobs[scheme, "16:16"] = {**base, "options": sparse("16:16", "both")}
         jobs[scheme, "8:16"] = {**base, "options": sparse("8:16", "both")}
+    outer = {"model": folders["nested"], "prompts": PROMPTS, "nested": True}
+    jobs["nested", "decode"] = {**outer, "options": sparse("8:16")}
     jobs["sidecar", "on"] = {"model": folders["sidecar"], "prompts": MANY}
     off = {"additional_config": {"vllm_sparse": {"enabled": False}}}
     jobs["sidecar", "off"] = {**jobs["sidecar", "on"], "options": off}
@@ -140,6 +147,7 @@ def test_sparsity_changes_tokens(stock, runs, model):
 @pytest.mark.parametrize("model", MODELS)
 def test_every_input_follows_the_pattern(runs, model, pattern):
     n, m = map(int, pattern.split(":"))
+    assert runs[model, pattern]["violations"] == []
     for layer in _layers(runs[model, pattern]):
         assert layer["pattern"] == pattern
         assert layer["elements"] > 0
@@ -251,6 +259,15 @@ def test_sidecar_folder_in_stock_transformers(folders):
         for name in ("llama", "sidecar")
     )
     assert all(torch.equal(a, b) for a, b in zip(plain, marked, strict=True))
+
+
+def test_nested_text_models_are_sparse_too(runs):
+    """As in multimodal models: built under a copy of vLLM's configuration."""
+    nested_run, flat = runs["nested", "decode"], runs["llama", "decode"]
+    assert nested_run["tokens"] == flat["tokens"]
+    counts = [[x["elements"] for x in _layers(run)] for run in (nested_run, flat)]
+    assert counts[0] == counts[1]
+    assert all(x["name"].startswith("language_model.") for x in _layers(nested_run))
 
 
 def test_tensor_parallel(folders, runs):

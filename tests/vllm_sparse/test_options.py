@@ -177,7 +177,7 @@ def downloads(monkeypatch):
     calls = []
     failure = []
 
-    def download(model, name, revision=None):
+    def download(model, name, revision=None, token=None):
         calls.append((model, name, revision))
         if failure:
             raise failure[0]

@@ -102,3 +102,31 @@ def test_each_class_stands_before_the_one_it_replaces(report):
 
 def test_workers_answer_for_their_statistics(report):
     assert report["method"]
+
+
+def test_isinstance_answers_as_without_the_plugin():
+    """vLLM's LoRA code asks about in-tree subclasses that are not replaced."""
+    script = """
+from vllm.model_executor.custom_op import maybe_get_oot_by_class
+from vllm.model_executor.layers import linear
+from vllm_sparse import register
+from vllm_sparse.layers import LAYERS
+
+classes = [c for c in vars(linear).values() if isinstance(c, type)]
+register()
+for name in LAYERS:
+    in_tree = getattr(linear, name)
+    ours = maybe_get_oot_by_class(in_tree)
+    assert ours is LAYERS[name]
+    for subclass in (c for c in classes if issubclass(c, linear.LinearBase)):
+        instance = subclass.__new__(subclass)
+        assert isinstance(instance, ours) == isinstance(instance, in_tree), (
+            subclass, name
+        )
+    assert not isinstance(object(), ours)
+print("same")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.endswith("same\n"), done.stderr

@@ -10,6 +10,7 @@ import torch
 
 from nmsparse.config import SparsityConfig
 from nmsparse.pattern import NMPattern
+from vllm_sparse import session as session_module
 from vllm_sparse import stats
 from vllm_sparse.phases import TokenPhases
 from vllm_sparse.state import LayerState
@@ -48,12 +49,22 @@ def worker(monkeypatch):
             **common,
         ),
     ]
+    model = object()
+    unseen = []
     session = SimpleNamespace(
-        config=CONFIG, source="a test", phases=phases, layers=layers
+        config=CONFIG,
+        source="a test",
+        phases=phases,
+        layers=layers,
+        add_unseen=unseen.append,
     )
-    worker = SimpleNamespace(rank=3, vllm_config=object())
+    worker = SimpleNamespace(
+        rank=3, vllm_config=object(), get_model=lambda: model, unseen=unseen
+    )
     found = {id(worker.vllm_config): session}
-    monkeypatch.setattr(stats, "find_session", lambda config: found.get(id(config)))
+    monkeypatch.setattr(
+        session_module, "find_session", lambda config: found.get(id(config))
+    )
     return worker
 
 

@@ -8,6 +8,7 @@ makes the same checks while it builds the layers.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.pattern import NMPattern, Pattern, Unstructured
-from nmsparse.resolve import Resolver
+from nmsparse.resolve import Resolver, require_sparse_layers
 from vllm_sparse.names import FUSED
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
     shapes = _model_shapes(args)
     if shapes is None:
         return
+    sparse = 0
     resolver = Resolver(config)
     tp = args.tensor_parallel_size or 1
     for shape in shapes:
@@ -67,8 +69,13 @@ def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
         group = resolver.resolve(shape.names, classes).group
         if group is None or group.activation is None:
             continue
+        sparse += 1
         _check_fits(shape, group.activation.pattern, tp if shape.row_parallel else 1)
     resolver.check_targets()
+    require_sparse_layers(config, sparse, len(shapes))
+    sys.stderr.write(
+        f"vllm-sparse serve: {sparse} of {len(shapes)} linear layers will be sparse\n"
+    )
 
 
 def _check_fits(shape: LinearShape, pattern: Pattern, shards: int) -> None:
@@ -96,16 +103,27 @@ def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    if "://" in args.model or args.model.endswith(".gguf") or ":" in args.model:
-        _note("its layers are only known once vLLM reads it")
+    special = (
+        any((":" in args.model, args.model.endswith(".gguf"))),
+        bool(args.hf_overrides),
+        args.config_format not in ("auto", "hf"),
+        os.environ.get("VLLM_USE_MODELSCOPE", "").lower() in ("1", "true"),
+    )
+    if any(special):
+        _note("only vLLM knows how to read this model's configuration")
         return None
     try:
         hf_config = AutoConfig.from_pretrained(
             args.hf_config_path or args.model,
             revision=args.revision,
+            code_revision=args.code_revision,
+            token=args.hf_token,
             trust_remote_code=args.trust_remote_code,
         )
     except OSError as error:
+        if "gated" in str(error).lower():
+            _note("access to the model is restricted")
+            return None
         raise ConfigError(
             f"Model {args.model!r} cannot be found: {str(error).splitlines()[0]} "
             "Expected a Hugging Face id (org/name) or a folder with config.json."
@@ -113,10 +131,13 @@ def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
     except Exception as error:
         _note(f"transformers cannot read its configuration ({error})")
         return None
+    # The pinned code, as vLLM runs it; only remote classes take the argument.
+    pinned = args.trust_remote_code and args.code_revision
+    remote = {"code_revision": args.code_revision} if pinned else {}
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
-                hf_config, trust_remote_code=args.trust_remote_code
+                hf_config, trust_remote_code=args.trust_remote_code, **remote
             )
     except Exception as error:
         _note(f"transformers cannot build it ({type(error).__name__})")

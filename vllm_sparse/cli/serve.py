@@ -175,7 +175,7 @@ def _activate(args: argparse.Namespace) -> None:
     from vllm_sparse.cli.preflight import check_model, check_model_exists
 
     check_model_exists(args.model)
-    unknown = download_sidecar(args.model, args.revision)
+    unknown = download_sidecar(args.model, args.revision, args.hf_token)
     folder = local_model_folder(args.model, args.revision)
     found = resolve_options(options, folder)
     if found is None and unknown:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING
 
 from vllm.logger import init_logger
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from vllm_sparse.serving.metrics import SparsityMetrics
 
 logger = init_logger("vllm." + __name__)
+
+TIMEOUT_SECONDS = 10.0
 
 
 class StatsPoller:
@@ -32,18 +35,35 @@ class StatsPoller:
         self._interval = interval
         self._lock = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        self._asked = -1.0
+        self._latest: RankStats | None = None
 
     async def fetch(self) -> RankStats | None:
-        """Return the engine's current statistics; None if it runs dense."""
+        """Return the engine's current statistics; None if it runs dense.
+
+        Callers that wait at the same time share one answer, so a crowd of them costs
+        the engine no more than one.
+
+        Raises:
+            TimeoutError: if the engine does not answer in ``TIMEOUT_SECONDS``.
+        """
+        arrived = time.monotonic()
         async with self._lock:
-            answers = await self._engine.collective_rpc(STATS_METHOD)
-            ranks = [answer for answer in answers if answer is not None]
-            if not ranks:
-                return None
-            stats = merge_ranks(ranks)
-            if self._metrics is not None:
-                self._metrics.update(stats)
-            return stats
+            if self._asked >= arrived:
+                return self._latest
+            self._asked = time.monotonic()
+            self._latest = await asyncio.wait_for(self._ask(), TIMEOUT_SECONDS)
+            return self._latest
+
+    async def _ask(self) -> RankStats | None:
+        answers = await self._engine.collective_rpc(STATS_METHOD)
+        ranks = [answer for answer in answers if answer is not None]
+        if not ranks:
+            return None
+        stats = merge_ranks(ranks)
+        if self._metrics is not None:
+            self._metrics.update(stats)
+        return stats
 
     def start(self, metrics: SparsityMetrics) -> None:
         """Keep ``metrics`` current until the server's event loop ends."""

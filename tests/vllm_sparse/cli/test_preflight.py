@@ -46,6 +46,10 @@ def check(folder, config="8:16", tp=1, **changes):
         hf_config_path=None,
         revision=None,
         trust_remote_code=False,
+        code_revision=None,
+        hf_token=None,
+        hf_overrides={},
+        config_format="auto",
         tensor_parallel_size=tp,
     )
     vars(args).update(changes)
@@ -151,7 +155,8 @@ def test_tensor_parallel_sizes_vllm_refuses_are_left_to_vllm(llama):
 
 
 def test_ignored_layers_need_not_fit(llama):
-    check(llama, rules("Linear", pattern="8:17", ignore=["Linear"]))
+    with pytest.raises(ConfigError, match=r"reaches none of the 4 linear layers"):
+        check(llama, rules("Linear", pattern="8:17", ignore=["Linear"]))
     config = rules("Linear", pattern="128:256", ignore=[r"re:(?!.*down_proj)"])
     check(llama, config)
     with pytest.raises(ConfigError, match=rf"{MLP}\.down_proj: in_features 128 \(of"):

@@ -80,6 +80,8 @@ def activate(model, *flags, additional_config=None):
     args = parse(*flags)
     args.model = str(model)
     args.revision = args.hf_config_path = None
+    args.code_revision = args.hf_token = args.hf_overrides = None
+    args.config_format = "auto"
     args.trust_remote_code = False
     args.tensor_parallel_size = 1
     args.additional_config = additional_config
@@ -94,6 +96,7 @@ def test_the_checked_configuration_travels_inline(model, capsys):
     assert SparsityConfig.parse(options["config"], source="test") == expected
     assert options["source"] == "activation sparsity 8:16"
     assert capsys.readouterr().err == (
+        "vllm-sparse serve: 8 of 8 linear layers will be sparse\n"
         "vllm-sparse serve: activation sparsity 8:16, phase both, from activation "
         "sparsity 8:16\n"
     )
