@@ -2,7 +2,8 @@
 
 All engines live in one process and take turns (A B C, A B C, ...), so that they meet
 the same machine; each round gives a ratio to stock, and tables show medians of ratios.
-The stock engine is built before the plugin is registered.
+The stock engines are built before the plugin is registered. There are two: how far
+"stock again" is from 1 is the noise that every other ratio has as well.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
 
-    engines = {"stock": build(args.model, None)}
+    engines = {name: build(args.model, None) for name in ("stock", "stock again")}
     from vllm_sparse import register
 
     register()
@@ -83,9 +84,11 @@ def main() -> None:
     results: list[dict[str, Any]] = []
     for batch in args.batches:
         times: dict[str, list[float]] = {name: [] for name in engines}
+        order = list(engines)
         for turn in range(args.rounds + 1):
-            for name, llm in engines.items():
-                seconds = decode_seconds(llm, batch, args.tokens)
+            order.append(order.pop(0))  # no engine always follows the same one
+            for name in order:
+                seconds = decode_seconds(engines[name], batch, args.tokens)
                 if turn:  # the first round warms up
                     times[name].append(seconds)
         for name, measured in times.items():
@@ -108,7 +111,7 @@ def main() -> None:
             }
             results.append(row)
             print(
-                f"batch {batch:>2}  {name:>6}  {row['speed_vs_stock_p50']:.3f}x stock "
+                f"batch {batch:>2}  {name:>11}  {row['speed_vs_stock_p50']:.3f}x stock "
                 f"({row['speed_vs_stock_p20']:.3f} to "
                 f"{row['speed_vs_stock_p80']:.3f})  {speed:.1f} tokens/s",
                 flush=True,
