@@ -12,9 +12,9 @@ from vllm.model_executor.layers.linear import LinearBase
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.dispatch import explain
-from nmsparse.pattern import Pattern, Unstructured
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
 from vllm_sparse import runner_hooks
+from vllm_sparse.checks import check_fits, refuse_unsupported
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, with_parts
 from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, resolve_options
@@ -46,7 +46,7 @@ class Session:
     def __init__(
         self, vllm_config: VllmConfig, config: SparsityConfig, source: str
     ) -> None:
-        _refuse_unsupported(vllm_config)
+        refuse_unsupported(vllm_config)
         found = model_class(vllm_config)
         self.vllm_config = vllm_config
         self.config = to_vllm_names(config, getattr(found, "hf_to_vllm_mapper", None))
@@ -91,7 +91,8 @@ class Session:
         sharded = k_local != layer.input_size
         backend, reason = "dense", resolution.reason
         if activation is not None:
-            _check_fits(layer, activation.pattern, k_local, sharded)
+            shards = layer.input_size // k_local
+            check_fits(layer.prefix, activation.pattern, layer.input_size, shards)
             chosen = explain(
                 "sparsify",
                 device=self.phases.codes.device.type,
@@ -182,47 +183,6 @@ def _call_after_load(layer: LinearBase, callback: Any) -> None:
         callback()
 
     method.process_weights_after_loading = process_weights_after_loading
-
-
-def _check_fits(
-    layer: LinearBase, pattern: Pattern, k_local: int, sharded: bool
-) -> None:
-    shard = f" (a shard of {layer.input_size} over tp={layer.tp_size})" * sharded
-    if isinstance(pattern, Unstructured):
-        if sharded:
-            raise ConfigError(
-                f"{layer.prefix}: unstructured sparsity {pattern} needs whole rows, "
-                f"but in_features is {k_local}{shard}. Choose an N:M pattern, or add "
-                "the layer to `ignore`."
-            )
-    elif k_local % pattern.m:
-        remedy = "a smaller tensor-parallel size, " if sharded else ""
-        raise ConfigError(
-            f"{layer.prefix}: in_features {k_local}{shard} is not a multiple of "
-            f"m={pattern.m} (pattern {pattern}). Choose {remedy}an M that divides "
-            f"{k_local}, or add the layer to `ignore`."
-        )
-
-
-def _refuse_unsupported(vllm_config: VllmConfig) -> None:
-    """Refuse features under which a layer's rows are not the step's tokens."""
-    parallel = vllm_config.parallel_config
-    hidden = {
-        "micro-batching (--enable-dbo, --ubatch-size)": parallel.use_ubatching,
-        "sequence-parallel MoE (expert parallelism with tensor and data parallelism)": (
-            parallel.use_sequence_parallel_moe
-        ),
-        "prefill context parallelism": (
-            getattr(parallel, "prefill_context_parallel_size", 1) > 1
-        ),
-        "--kv-sharing-fast-prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
-    }
-    for feature, used in hidden.items():
-        if used:
-            raise ConfigError(
-                f"Activation sparsity does not work with {feature}: a layer would not "
-                "know which tokens it sees. Turn one off."
-            )
 
 
 # Sessions by identity of an engine's compilation configuration. vLLM builds nested text

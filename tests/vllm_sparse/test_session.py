@@ -197,7 +197,7 @@ def test_unstructured_takes_the_whole_row_as_one_group():
             64,
             2,
             r"down_proj: in_features 32 \(a shard of 64 over tp=2\) is not a multiple "
-            r"of m=64 .*Choose a smaller tensor-parallel size, an M that divides 32",
+            r"of m=64 .*Choose an M that divides 32, another tensor-parallel size",
         ),
         (
             "50%",

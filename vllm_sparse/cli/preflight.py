@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, SparsityConfig
-from nmsparse.pattern import NMPattern, Pattern, Unstructured
 from nmsparse.resolve import Resolver, require_sparse_layers
+from vllm_sparse.checks import check_fits
 from vllm_sparse.names import FUSED
 
 if TYPE_CHECKING:
@@ -70,32 +70,15 @@ def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
         if group is None or group.activation is None:
             continue
         sparse += 1
-        _check_fits(shape, group.activation.pattern, tp if shape.row_parallel else 1)
+        shards = tp if shape.row_parallel else 1
+        if shape.in_features % shards == 0:  # or vLLM itself refuses this size
+            pattern = group.activation.pattern
+            check_fits(shape.names[0], pattern, shape.in_features, shards)
     resolver.check_targets()
     require_sparse_layers(config, sparse, len(shapes))
     sys.stderr.write(
         f"vllm-sparse serve: {sparse} of {len(shapes)} linear layers will be sparse\n"
     )
-
-
-def _check_fits(shape: LinearShape, pattern: Pattern, shards: int) -> None:
-    local, rest = divmod(shape.in_features, shards)
-    if rest:
-        return  # vLLM itself refuses this tensor-parallel size
-    shard = f" (of {shape.in_features}, tp={shards})" if shards > 1 else ""
-    remedy = ", another tensor-parallel size" if shards > 1 else ""
-    ignore = "add the layer to `ignore` in a --sparsity-config file."
-    if isinstance(pattern, NMPattern) and local % pattern.m:
-        raise ConfigError(
-            f"{shape.names[0]}: in_features {local}{shard} is not a multiple of "
-            f"m={pattern.m} (pattern {pattern}). Choose an M that divides {local}"
-            f"{remedy}, or {ignore}"
-        )
-    if isinstance(pattern, Unstructured) and shards > 1:
-        raise ConfigError(
-            f"{shape.names[0]}: unstructured sparsity {pattern} needs whole rows, but "
-            f"in_features is {local}{shard}. Choose an N:M pattern{remedy}, or {ignore}"
-        )
 
 
 def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:

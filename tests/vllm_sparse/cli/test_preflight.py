@@ -127,14 +127,16 @@ def test_gpt2_pattern_that_does_not_fit(gpt2):
         (
             "64:128",
             2,
-            r"o_proj: in_features 64 \(of 128, tp=2\) is not a multiple of m=128 .*"
+            r"o_proj: in_features 64 \(a shard of 128"
+            r" over tp=2\) is not a multiple of m=128 .*"
             r"Choose an M that divides 64, another tensor-parallel size, or add",
         ),
         (
             "50%",
             2,
             r"o_proj: unstructured sparsity 50% needs whole rows, but in_features is "
-            r"64 \(of 128, tp=2\)\. Choose an N:M pattern, another tensor-parallel",
+            r"64 \(a shard of 128"
+            r" over tp=2\)\. Choose an N:M pattern, another tensor-parallel",
         ),
     ],
     ids=["N:M", "unstructured"],
@@ -159,7 +161,7 @@ def test_ignored_layers_need_not_fit(llama):
         check(llama, rules("Linear", pattern="8:17", ignore=["Linear"]))
     config = rules("Linear", pattern="128:256", ignore=[r"re:(?!.*down_proj)"])
     check(llama, config)
-    with pytest.raises(ConfigError, match=rf"{MLP}\.down_proj: in_features 128 \(of"):
+    with pytest.raises(ConfigError, match=rf"{MLP}\.down_proj: in_features 128 \(a"):
         check(llama, config, tp=2)
 
 
