@@ -52,7 +52,15 @@ class StatsPoller:
             if self._asked >= arrived:
                 return self._latest
             self._asked = time.monotonic()
-            self._latest = await asyncio.wait_for(self._ask(), TIMEOUT_SECONDS)
+            question = asyncio.ensure_future(self._ask())
+            try:
+                # Not wait_for: before Python 3.12 it can lose a cancellation.
+                done, _ = await asyncio.wait({question}, timeout=TIMEOUT_SECONDS)
+            finally:
+                question.cancel()
+            if not done:
+                raise TimeoutError(f"no answer in {TIMEOUT_SECONDS} s")
+            self._latest = question.result()
             return self._latest
 
     async def _ask(self) -> RankStats | None:
