@@ -17,13 +17,18 @@ if TYPE_CHECKING:
     from nmsparse.config import Phase, SparsityConfig
     from nmsparse.dispatch import explain
     from nmsparse.keep import select_keep, verify
+    from nmsparse.native.memory import k_major
     from nmsparse.ops.linear import linear
-    from nmsparse.ops.sparsify import compact, sparsify
+    from nmsparse.ops.packed import packed_linear
+    from nmsparse.ops.sparsify import Correction, compact, sparsify
+    from nmsparse.packed import PackedWeight
     from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
     from nmsparse.sidecar import SIDECAR_NAME, read_sidecar, write_sidecar
 
 _EXPORTS = {
+    "Correction": "nmsparse.ops.sparsify",
     "NMPattern": "nmsparse.pattern",
+    "PackedWeight": "nmsparse.packed",
     "Pattern": "nmsparse.pattern",
     "Phase": "nmsparse.config",
     "SIDECAR_NAME": "nmsparse.sidecar",
@@ -31,7 +36,9 @@ _EXPORTS = {
     "Unstructured": "nmsparse.pattern",
     "compact": "nmsparse.ops.sparsify",
     "explain": "nmsparse.dispatch",
+    "k_major": "nmsparse.native.memory",
     "linear": "nmsparse.ops.linear",
+    "packed_linear": "nmsparse.ops.packed",
     "parse_pattern": "nmsparse.pattern",
     "read_sidecar": "nmsparse.sidecar",
     "select_keep": "nmsparse.keep",
@@ -42,14 +49,18 @@ _EXPORTS = {
 
 __all__ = [
     "SIDECAR_NAME",
+    "Correction",
     "NMPattern",
+    "PackedWeight",
     "Pattern",
     "Phase",
     "SparsityConfig",
     "Unstructured",
     "compact",
     "explain",
+    "k_major",
     "linear",
+    "packed_linear",
     "parse_pattern",
     "read_sidecar",
     "select_keep",

@@ -33,13 +33,20 @@ class Call:
     dtype: str
     tokens: int
     pattern: Pattern | None = None
+    criterion: str | None = None
 
     @classmethod
-    def of(cls, op: str, x: torch.Tensor, pattern: Pattern | None) -> Call:
+    def of(
+        cls,
+        op: str,
+        x: torch.Tensor,
+        pattern: Pattern | None,
+        criterion: str | None = None,
+    ) -> Call:
         """Describe a call on ``x`` (``[..., K]``)."""
         tokens = x.numel() // max(1, x.shape[-1])
         dtype = str(x.dtype).removeprefix("torch.")
-        return cls(op, x.device.type, dtype, tokens, pattern)
+        return cls(op, x.device.type, dtype, tokens, pattern, criterion)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +84,21 @@ def _accept(call: Call) -> None:
     return None
 
 
+def _refuse_cpu(call: Call) -> str | None:
+    from nmsparse.ops.cpu import refuse  # loads the library only for a call
+
+    return refuse(call)
+
+
+_CPU = "C++ kernel"
 _MASKED = "pure torch: exact, reads every weight, so not faster than dense"
 _GATHER = "pure torch: one gather per token, exact, slower than dense"
+_UNPACK = "pure torch: unpacks the weight at every call, slower than dense"
 
 # Best first. A faster backend is one more row here and one file beside reference.py.
 BACKENDS: dict[str, tuple[Backend, ...]] = {
     "sparsify": (
+        Backend("cpu", "nmsparse.ops.sparsify.cpu:sparsify_cpu", _refuse_cpu, _CPU),
         Backend(
             "reference",
             "nmsparse.ops.sparsify.reference:sparsify_reference",
@@ -91,6 +107,7 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
         ),
     ),
     "compact": (
+        Backend("cpu", "nmsparse.ops.sparsify.cpu:compact_cpu", _refuse_cpu, _CPU),
         Backend(
             "reference",
             "nmsparse.ops.sparsify.reference:compact_reference",
@@ -99,11 +116,21 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
         ),
     ),
     "linear": (
+        Backend("cpu", "nmsparse.ops.linear.cpu:linear_cpu", _refuse_cpu, _CPU),
         Backend(
             "reference",
             "nmsparse.ops.linear.reference:linear_reference",
             _accept,
             _GATHER,
+        ),
+    ),
+    "packed": (
+        Backend("cpu", "nmsparse.ops.packed.cpu:packed_linear_cpu", _refuse_cpu, _CPU),
+        Backend(
+            "reference",
+            "nmsparse.ops.packed.reference:packed_linear_reference",
+            _accept,
+            _UNPACK,
         ),
     ),
 }
@@ -145,6 +172,7 @@ def explain(
     dtype: str = "bfloat16",
     tokens: int = 1,
     pattern: Pattern | None = None,
+    criterion: str | None = None,
 ) -> Decision:
     """Say which backend would run a call, and why not the others.
 
@@ -152,7 +180,7 @@ def explain(
         ValueError: if the op, or a backend forced by the environment, is unknown.
         RuntimeError: if the forced backend refuses the call.
     """
-    call = Call(op, device, dtype, tokens, pattern)
+    call = Call(op, device, dtype, tokens, pattern, criterion)
     return _decide(call, os.environ.get(BACKEND_ENV) or None)[0]
 
 

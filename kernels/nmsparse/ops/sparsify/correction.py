@@ -1,0 +1,55 @@
+"""``Correction``: how tokens are shifted, weighted and rescaled around a selection."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Correction:
+    """Optional parts of ``compact``; every part is None or False by default.
+
+    The score of channel k of token t is ``|x - shift| * factor[k]`` in float32, where
+    ``shift = channel_shift[k] + token_shift[t]``, and ``x - shift`` is what is kept.
+    The product then owes ``shift`` times the weight: a constant bias for channels,
+    ``token_shift[t] * weight.sum(K)`` for tokens (see ``linear``).
+
+    Sources: shifts and variance, arXiv 2509.22166; factors, Amber-Pruner and WINA.
+
+    Attributes:
+        factor: ``[K]``, not negative: weight of a channel in the score.
+        channel_shift: ``[K]``, subtracted from every token.
+        token_shift: ``[T]``, subtracted from every channel of a token.
+        variance: whether to return ``sqrt(var(x - shift) / var(kept))`` of each token,
+            over all K channels with the dropped ones as zeros; 1 if either is zero.
+    """
+
+    factor: torch.Tensor | None = None
+    channel_shift: torch.Tensor | None = None
+    token_shift: torch.Tensor | None = None
+    variance: bool = False
+
+    def check(self, tokens: int, in_features: int) -> None:
+        """Verify shapes.
+
+        Raises:
+            ValueError: naming the part with another shape.
+        """
+        expected = {
+            "factor": (self.factor, in_features),
+            "channel_shift": (self.channel_shift, in_features),
+            "token_shift": (self.token_shift, tokens),
+        }
+        for name, (tensor, size) in expected.items():
+            if tensor is not None and tuple(tensor.shape) != (size,):
+                raise ValueError(
+                    f"compact: {name} has shape {tuple(tensor.shape)}. "
+                    f"Expected [{size}]."
+                )
+
+
+NONE = Correction()
