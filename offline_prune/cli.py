@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -21,7 +21,11 @@ from pydantic_settings import (
 from rich.console import Console
 
 from nmsparse.config import ConfigError
+from nmsparse.packed_manifest import PackedFormatError
 from offline_prune.errors import InputError, UserError
+
+if TYPE_CHECKING:
+    from offline_prune.packing.convert import Conversion
 
 USER_ERROR = 2
 
@@ -70,13 +74,55 @@ class Annotate(BaseModel):
         folder = annotate(
             self.model_dir, pattern=self.pattern, phase=self.phase, output=self.output
         )
-        Console().print(
+        _say(
             f"{folder} now asks for {self.pattern} activation sparsity "
-            f"(phase: {self.phase}). Serve it: vllm-sparse serve {folder}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
+            f"(phase: {self.phase}). Serve it: vllm-sparse serve {folder}"
         )
+
+
+class Pack(BaseModel):
+    """Store the weights of a pruned model as bits and non-zero values (a copy)."""
+
+    source: CliPositionalArg[Path] = Field(
+        description="Pruned Hugging Face model folder: zeros in its weights."
+    )
+    output: Path = Field(
+        description="New folder for the packed copy.",
+        validation_alias=AliasChoices("output", "o"),
+    )
+    min_sparsity: float = Field(
+        default=0.4,
+        ge=0.0,
+        lt=1.0,
+        description="Share of zeros from which a linear weight is packed.",
+    )
+
+    def cli_cmd(self) -> None:
+        """Run the sub-command."""
+        from offline_prune.packing.convert import pack
+
+        done = pack(self.source, output=self.output, min_sparsity=self.min_sparsity)
+        _say(
+            f"{done.modules} of {done.linears} linear weights are packed: "
+            f"{_sizes(done)}. Serve it: vllm-sparse serve {done.folder}"
+        )
+
+
+class Unpack(BaseModel):
+    """Make a packed model dense again (a copy): the inverse of pack."""
+
+    source: CliPositionalArg[Path] = Field(description="Packed model folder.")
+    output: Path = Field(
+        description="New folder for the dense copy.",
+        validation_alias=AliasChoices("output", "o"),
+    )
+
+    def cli_cmd(self) -> None:
+        """Run the sub-command."""
+        from offline_prune.packing.convert import unpack
+
+        done = unpack(self.source, output=self.output)
+        _say(f"{done.modules} weights in {done.folder} are dense: {_sizes(done)}.")
 
 
 class OfflinePrune(BaseSettings):
@@ -95,6 +141,10 @@ class OfflinePrune(BaseSettings):
     annotate: CliSubCommand[Annotate] = Field(
         description="make a model folder describe its activation sparsity"
     )
+    pack: CliSubCommand[Pack] = Field(
+        description="store the weights of a pruned model as bits and values"
+    )
+    unpack: CliSubCommand[Unpack] = Field(description="make a packed model dense again")
 
     @classmethod
     def settings_customise_sources(
@@ -112,8 +162,8 @@ class OfflinePrune(BaseSettings):
         """Run the chosen sub-command."""
         if get_subcommand(self, is_required=False) is None:
             raise InputError(
-                "No sub-command given. Expected embedded-model or annotate: "
-                "see offline-prune --help"
+                "No sub-command given. Expected embedded-model, annotate, pack or "
+                "unpack: see offline-prune --help"
             )
         CliApp.run_subcommand(self)
 
@@ -131,7 +181,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         CliApp.run(OfflinePrune, cli_args=list(argv) if argv is not None else None)
     except ValidationError as error:
         return _fail("\n".join(_describe(item) for item in error.errors()))
-    except (UserError, ConfigError, SettingsError, OSError) as error:
+    except (
+        UserError,
+        ConfigError,
+        PackedFormatError,
+        SettingsError,
+        OSError,
+    ) as error:
         return _fail(str(error))
     return 0
 
@@ -141,6 +197,19 @@ def _describe(error: ErrorDetails) -> str:
     command, *flags = (str(part).replace("_", "-") for part in error["loc"])
     flag = " ".join(f"--{name}" for name in flags)
     return f"offline-prune {command} {flag}: {error['msg']}. See --help."
+
+
+def _say(message: str) -> None:
+    """Print a result."""
+    Console().print(message, markup=False, highlight=False, soft_wrap=True)
+
+
+def _sizes(done: Conversion) -> str:
+    """Return the sizes of the weight files for people to read."""
+    after, before = (
+        f"{size / 1e6:,.1f} MB" for size in (done.bytes_after, done.bytes_before)
+    )
+    return f"{after}, was {before} ({done.bytes_after / done.bytes_before:.0%})"
 
 
 def _fail(message: str) -> int:

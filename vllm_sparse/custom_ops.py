@@ -9,11 +9,17 @@ Our own library namespace: nothing is added to vLLM's.
 
 from __future__ import annotations
 
+import weakref
+from typing import TYPE_CHECKING
+
 import torch
 
 from nmsparse.ops.sparsify import sparsify
 from nmsparse.pattern import NMPattern
 from vllm_sparse.phases import PADDING
+
+if TYPE_CHECKING:
+    from vllm_sparse.cpu.linear import CpuLinear
 
 # Kept alive for the life of the process: a Library unregisters its ops when collected.
 _LIBRARY = torch.library.Library("vllm_sparse", "FRAGMENT")
@@ -22,7 +28,15 @@ _LIBRARY.define(
     "int kept, int group, int phase, str criterion) -> Tensor"
 )
 
+_LIBRARY.define(
+    "linear_tokens(Tensor x, Tensor? bias, Tensor(a!) counters, int outputs) -> Tensor"
+)
+
 ELEMENTS, NONZEROS = 0, 1
+
+# What runs a layer that owns its weight, by the address of its counters: the one tensor
+# that is the layer's own in eager mode and in compiled graphs alike.
+_LINEARS: weakref.WeakValueDictionary[int, CpuLinear] = weakref.WeakValueDictionary()
 
 
 def _codes_of(flat: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -100,7 +114,26 @@ def _sparsify_tokens_fake(
     return x.new_empty(x.shape)
 
 
+def _linear_tokens_cpu(
+    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+) -> torch.Tensor:
+    linear = _LINEARS[counters.data_ptr()]
+    if x.dim() == 2:
+        return linear.run(x, bias)
+    return linear.run(x.reshape(-1, x.shape[-1]), bias).view(*x.shape[:-1], outputs)
+
+
+def _linear_tokens_fake(
+    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+) -> torch.Tensor:
+    return x.new_empty(*x.shape[:-1], outputs)
+
+
 _LIBRARY.impl("sparsify_tokens", _sparsify_tokens_cpu, "CPU")
+_LIBRARY.impl("linear_tokens", _linear_tokens_cpu, "CPU")
+torch.library.register_fake(
+    "vllm_sparse::linear_tokens", _linear_tokens_fake, lib=_LIBRARY
+)
 _LIBRARY.impl("sparsify_tokens", _sparsify_tokens_cuda, "CUDA")
 torch.library.register_fake(
     "vllm_sparse::sparsify_tokens", _sparsify_tokens_fake, lib=_LIBRARY
@@ -134,5 +167,30 @@ def sparsify_tokens(
     """
     result: torch.Tensor = torch.ops.vllm_sparse.sparsify_tokens(
         x, codes, counters, kept, group, phase, criterion
+    )
+    return result
+
+
+def register_linear(counters: torch.Tensor, linear: CpuLinear) -> None:
+    """Let :func:`linear_tokens` find a layer; it is forgotten when the layer is."""
+    _LINEARS[counters.data_ptr()] = linear
+
+
+def linear_tokens(
+    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+) -> torch.Tensor:
+    """Run a layer that owns its weight: sparsify if the step says so, and multiply.
+
+    Args:
+        x: ``[..., K]`` activation; not modified.
+        bias: ``[O]`` or None.
+        counters: ``[2]`` int64 of the layer, which it is found by; updated in place.
+        outputs: O of this rank.
+
+    Returns:
+        ``[..., O]`` in the dtype of ``x``.
+    """
+    result: torch.Tensor = torch.ops.vllm_sparse.linear_tokens(
+        x, bias, counters, outputs
     )
     return result

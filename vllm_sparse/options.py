@@ -14,13 +14,22 @@ from typing import Any
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.sidecar import SIDECAR_NAME, read_config, read_sidecar
 from nmsparse.suggest import unknown
+from vllm_sparse.execution import CHOICES, Execution
 
 OPTIONS_KEY = "vllm_sparse"
 # Written by the session, so that it is part of vLLM's compile-cache key.
 FINGERPRINT = "fingerprint"
 # What ``vllm-sparse serve`` resolved the configuration from, for people to read.
 SOURCE = "source"
-_KEYS = ("enabled", "activation_sparsity", "phase", "config", "config_file", SOURCE)
+_KEYS = (
+    "enabled",
+    "activation_sparsity",
+    "phase",
+    "config",
+    "config_file",
+    SOURCE,
+    *CHOICES,
+)
 _SOURCES = ("activation_sparsity", "config", "config_file")
 _WHERE = f"additional_config[{OPTIONS_KEY!r}]"
 
@@ -34,7 +43,9 @@ def resolve_options(
         options: the value of ``additional_config["vllm_sparse"]``; None if absent.
             Keys: ``enabled`` (bool), one of ``activation_sparsity`` (pattern),
             ``config`` (inline object) and ``config_file`` (path); ``phase``, which
-            overrides the configuration's; ``source``, a text that is shown.
+            overrides the configuration's; ``source``, a text that is shown; and those
+            of :class:`~vllm_sparse.execution.Execution`. ``sparse_weights: auto`` alone
+            is enough to be active.
         model_folder: local folder of the model, if known.
 
     Raises:
@@ -44,6 +55,7 @@ def resolve_options(
     for key in given:
         if key not in _KEYS:
             raise ConfigError(f"{_WHERE}: {unknown('key', str(key), _KEYS)}")
+    Execution.parse(given, _WHERE)
     enabled = given.pop("enabled", True)
     if not isinstance(enabled, bool):
         raise ConfigError(f"{_WHERE}.enabled is {enabled!r}. Expected true or false.")
@@ -61,6 +73,8 @@ def resolve_options(
         sidecar = read_sidecar(model_folder)
         if sidecar is not None:
             found = sidecar, f"sidecar {model_folder / SIDECAR_NAME}"
+    if found is None and given.get("sparse_weights") == "auto":
+        found = SparsityConfig(), "sparse weights"
     if found is None:
         if phase is not None:
             raise ConfigError(

@@ -30,12 +30,15 @@ class TokenPhases:
     Attributes:
         codes: ``[max_tokens]`` uint8, one of PADDING, PREFILL, DECODE.
         totals: ``[3]`` int64, tokens seen in each phase (index = code).
+        tokens: on a CPU, tokens of this step; 0 in a dummy step.
     """
 
     def __init__(self, max_tokens: int, device: torch.device) -> None:
         self.codes = torch.zeros(max_tokens, dtype=torch.uint8, device=device)
         self.totals = torch.zeros(3, dtype=torch.int64, device=device)
         self._kinds = torch.arange(3, dtype=torch.uint8, device=device)
+        self.tokens = 0
+        self._code: int | None = PADDING
 
     def publish(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> None:
         """Set the codes of one step's tokens; the rest becomes padding.
@@ -51,7 +54,23 @@ class TokenPhases:
         self.codes[:tokens] = codes.to(torch.uint8)
         self.codes[tokens:] = PADDING
         self.totals += (codes == self._kinds[:, None]).sum(dim=1)
+        if self.codes.is_cpu:  # once a step, so that no layer has to look
+            found = self.codes[:tokens].numpy()
+            same = bool(tokens) and bool((found == found[0]).all())
+            self.tokens, self._code = tokens, int(found[0]) if same else None
 
     def clear(self) -> None:
         """Mark everything as padding."""
         self.codes.zero_()
+        self.tokens, self._code = 0, PADDING
+
+    def uniform(self, rows: int) -> int | None:
+        """Return the code that all of a layer's rows share, None if they differ.
+
+        Rows beyond the step's tokens are padding, for which any treatment is right. On
+        CPUs only.
+        """
+        if self._code is not None or rows > len(self.codes):
+            return self._code
+        found = self.codes[: min(rows, self.tokens)].numpy()
+        return int(found[0]) if (found == found[0]).all() else None

@@ -1,4 +1,4 @@
-"""What ``register()`` does: check vLLM, register layers and worker methods.
+"""What ``register()`` does: check vLLM, register layers, formats and worker methods.
 
 It runs in every vLLM process, possibly more than once, so every step is idempotent.
 """
@@ -26,9 +26,11 @@ def register() -> None:
     check_vllm(vllm.__version__)
 
     from vllm_sparse.layers import register_layers
+    from vllm_sparse.packed import register_packed
     from vllm_sparse.stats import register_worker_methods
 
     skipped = register_layers()
+    register_packed()
     register_worker_methods()
     if skipped:
         logger.warning(

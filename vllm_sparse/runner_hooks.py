@@ -18,15 +18,18 @@ import torch
 from vllm_sparse.phases import TokenPhases
 
 FindPhases = Callable[[Any], TokenPhases | None]
+# Called with an engine's configuration and its model, before its cache is allocated.
+Prepare = Callable[[Any, torch.nn.Module], None]
 
 _WRAPPED = "_vllm_sparse_wrapped"
 
 
-def install(find_phases: FindPhases) -> None:
+def install(find_phases: FindPhases, prepare: Prepare) -> None:
     """Wrap both runners' methods, once in a process.
 
     Args:
         find_phases: gives the phases of a ``VllmConfig``; None if not active there.
+        prepare: is told when an engine's model is loaded.
 
     Raises:
         RuntimeError: if a method is missing in this vLLM.
@@ -36,6 +39,11 @@ def install(find_phases: FindPhases) -> None:
 
     _wrap(GPUModelRunner, "_prepare_inputs", _publish_v1, find_phases)
     _wrap(GPUModelRunner, "_dummy_run", _clear, find_phases, before=True)
+
+    def loaded(phases: TokenPhases, runner: Any, result: Any, args: Any) -> None:
+        prepare(runner.vllm_config, runner.get_model())
+
+    _wrap(GPUModelRunner, "initialize_kv_cache", loaded, find_phases, before=True)
     if HAS_TRITON:
         # Runner V2 needs Triton even to be imported.
         from vllm.v1.worker.gpu.model_runner import GPUModelRunner as GPUModelRunnerV2

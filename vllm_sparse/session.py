@@ -12,9 +12,12 @@ from vllm.model_executor.layers.linear import LinearBase
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.dispatch import explain
+from nmsparse.packed_manifest import QUANT_METHOD as PACKED
+from nmsparse.pattern import NMPattern
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
 from vllm_sparse import runner_hooks
 from vllm_sparse.checks import check_fits, refuse_unsupported
+from vllm_sparse.execution import Execution
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, with_parts
 from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, resolve_options
@@ -38,19 +41,25 @@ class Session:
         vllm_config: the engine's configuration.
         config: what to sparsify.
         source: where the configuration came from.
+        execution: kernels and memory.
 
     Raises:
         ConfigError: if the engine uses a feature that hides which tokens a layer sees.
     """
 
     def __init__(
-        self, vllm_config: VllmConfig, config: SparsityConfig, source: str
+        self,
+        vllm_config: VllmConfig,
+        config: SparsityConfig,
+        source: str,
+        execution: Execution,
     ) -> None:
         refuse_unsupported(vllm_config)
         found = model_class(vllm_config)
         self.vllm_config = vllm_config
         self.config = to_vllm_names(config, getattr(found, "hf_to_vllm_mapper", None))
         self.source = source
+        self.execution = execution
         self.layers: list[LayerState] = []
         self._packed = getattr(found, "packed_modules_mapping", None) or {}
         self._resolver = Resolver(self.config)
@@ -58,7 +67,9 @@ class Session:
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.device(vllm_config.device_config.device)
         self.phases = TokenPhases(tokens + _PADDING_TOKENS, device)
-        runner_hooks.install(find_phases)
+        self.heads: list[Any] = []
+        self._why_no_kernels = self._kernel_problem()
+        runner_hooks.install(find_phases, prepare_session)
 
     def attach(self, layer: LinearBase) -> None:
         """Decide about a layer that was just built, and wrap its method if sparse.
@@ -77,7 +88,9 @@ class Session:
             state.name = f"draft.{state.name}"
         first = not self.layers
         self.layers.append(state)
-        if state.pattern is not None:
+        if self._owns_weight(layer):
+            self._own(layer, state)
+        elif state.pattern is not None:
             self._wrap(layer, state)
         elif first:
             # Some layer must notice that loading ended, even if none is sparse.
@@ -149,6 +162,74 @@ class Session:
             after_load=self._after_load,
         )
 
+    def _kernel_problem(self) -> str | None:
+        """Return why no layer can own its weight; None if layers can."""
+        if self.execution.kernels == "off":
+            return "kernels are off"
+        if self.phases.codes.device.type != "cpu":
+            return f"no kernel for {self.phases.codes.device.type} yet"
+        from nmsparse.native import library
+
+        status = library.status()
+        if not status.available:
+            logger.warning(
+                "vllm-sparse: no CPU kernels, so nothing gets faster: %s", status.reason
+            )
+        return status.reason
+
+    def _owns_weight(self, layer: LinearBase) -> bool:
+        if self._why_no_kernels is not None or self._loaded:
+            return False
+        plain = type(layer.quant_method).__name__
+        return plain in _OWNABLE and layer.params_dtype in _DTYPES
+
+    def _own(self, layer: LinearBase, state: LayerState) -> None:
+        """Let the layer keep its weight in the layouts of our kernels."""
+        from vllm_sparse.cpu.linear import CpuLinear, Selection
+        from vllm_sparse.cpu.method import CpuLinearMethod
+
+        counters = torch.zeros(2, dtype=torch.int64)
+        layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
+        selection = None
+        if state.pattern is not None:
+            state.counters = counters
+            k_local = getattr(layer, "input_size_per_partition", layer.input_size)
+            pattern = NMPattern(*state.pattern.group(k_local))
+            selection = Selection(pattern, PHASE_CODES[self.config.phase])
+
+        def loaded(linear: CpuLinear | None) -> None:
+            state.linear = linear
+            if linear is not None:
+                state.backend = "cpu"
+                held = "packed" if linear.weights.packed is not None else "rows"
+                state.reason = f"{state.reason}; our {held} and {_fallback(linear)}"
+            self._after_load()
+
+        layer.quant_method = CpuLinearMethod(
+            layer.quant_method,
+            selection=selection,
+            execution=self.execution,
+            phases=self.phases,
+            counters=counters,
+            after_load=loaded,
+        )
+
+    def prepare(self, model: torch.nn.Module) -> None:
+        """Measure which kernels win, once the model is loaded.
+
+        Args:
+            model: the finished model.
+        """
+        if self._why_no_kernels is not None:
+            return
+        from vllm_sparse.cpu.head import wrap_heads
+        from vllm_sparse.cpu.prepare import prepare
+
+        linears = [x.linear for x in self.layers if x.linear is not None]
+        if self.execution.kernels == "auto":
+            self.heads.extend(wrap_heads(model))
+            prepare([*linears, *self.heads])
+
     def _after_load(self) -> None:
         """Check, once, that the finished model has what the configuration names."""
         if self._loaded:
@@ -168,6 +249,16 @@ class Session:
             self.config.phase.value,
             self.source,
         )
+
+
+# Methods whose layer has a dense weight until it is processed, and their dtypes.
+_OWNABLE = ("UnquantizedLinearMethod", "PackedLinearMethod")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _fallback(linear: Any) -> str:
+    names = list(linear.products)
+    return f"{names[0]} for many tokens"
 
 
 def _method_name(layer: LinearBase) -> str:
@@ -203,6 +294,13 @@ def find_phases(vllm_config: Any) -> TokenPhases | None:
     return session.phases if session else None
 
 
+def prepare_session(vllm_config: Any, model: torch.nn.Module) -> None:
+    """Let the engine's session measure, when its model is loaded."""
+    session = find_session(vllm_config)
+    if session is not None:
+        session.prepare(model)
+
+
 def current_session() -> Session | None:
     """Return the session of the engine being built, making it at its first layer.
 
@@ -235,7 +333,11 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     model = vllm_config.model_config
     folder: Path | None = find_folder(model.model, model.revision)
     found = resolve_options(options, folder)
-    return None if found is None else Session(vllm_config, *found)
+    if found is None and model.quantization == PACKED and options is None:
+        # A packed folder wants its kernels without being asked.
+        found = SparsityConfig(), "packed checkpoint"
+    execution = Execution.parse(options or {}, f"additional_config[{OPTIONS_KEY!r}]")
+    return None if found is None else Session(vllm_config, *found, execution)
 
 
 def _sign(vllm_config: VllmConfig, fingerprint: str) -> None:

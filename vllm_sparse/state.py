@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
 from nmsparse.pattern import Pattern
 from vllm_sparse.custom_ops import ELEMENTS, NONZEROS
+
+if TYPE_CHECKING:
+    from vllm_sparse.cpu.linear import CpuLinear
 
 
 class LayerReport(TypedDict):
@@ -28,6 +31,10 @@ class LayerReport(TypedDict):
     elements: int
     nonzeros: int
     density: float | None
+    ways: dict[str, str]
+    calls: dict[str, int]
+    weight_sparsity: float | None
+    extra_bytes: int
 
 
 @dataclass
@@ -46,6 +53,7 @@ class LayerState:
         weight_pattern: what the pruner recorded for the weights.
         k_sharded: whether K is split over tensor-parallel ranks.
         counters: ``[2]`` int64 on the device, elements and non-zeros; None if dense.
+        linear: the layer's own kernels and weight copies; None if vLLM runs it.
     """
 
     name: str
@@ -59,6 +67,7 @@ class LayerState:
     weight_pattern: str | None
     k_sharded: bool
     counters: torch.Tensor | None
+    linear: CpuLinear | None = None
 
     @property
     def kind(self) -> str:
@@ -69,6 +78,7 @@ class LayerState:
 def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
     """Describe a layer with its counter values read from the device."""
     elements, nonzeros = counts[ELEMENTS], counts[NONZEROS]
+    linear = state.linear
     return LayerReport(
         name=state.name,
         kind=state.kind,
@@ -84,6 +94,10 @@ def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
         elements=elements,
         nonzeros=nonzeros,
         density=nonzeros / elements if elements else None,
+        ways=linear.explain() if linear else {},
+        calls=dict(linear.calls) if linear else {},
+        weight_sparsity=linear.weights.sparsity if linear else None,
+        extra_bytes=linear.weights.nbytes if linear else 0,
     )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, Phase, SparsityConfig
 from vllm_sparse.compat import check_vllm, installed_vllm
+from vllm_sparse.execution import CHOICES
 from vllm_sparse.options import (
     OPTIONS_KEY,
     SOURCE,
@@ -26,8 +27,18 @@ from vllm_sparse.options import (
 if TYPE_CHECKING:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+_EXECUTION_HELP = {
+    "kernels": "Kernels of the plugin on a CPU: where they were measured to be faster "
+    "than vLLM's own (auto, the default), always for few tokens (on), never (off).",
+    "dense_fallback": "Keep vLLM's own layout of a weight beside the plugin's, fastest "
+    "for prompts (keep, the default), or drop it to use half the memory (drop).",
+    "sparse_weights": "Pack pruned weights in memory, so that decoding reads fewer "
+    "bytes (auto, the default once sparsity is on), or not (off). 'auto' alone "
+    "activates the plugin for a pruned model without a sidecar.",
+}
 PROGRAM = "vllm-sparse serve"
 OFF = "off"
+_OUR_FLAGS = ("--activation_sparsity", "--sparsity_", "--dense_fallback", "--sparse_w")
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -89,6 +100,13 @@ def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON configuration with targets and patterns per layer, the format of "
         "vllm_sparse_config.json. A model folder with that file needs no flag.",
     )
+    for name, text in _EXECUTION_HELP.items():
+        group.add_argument(
+            f"--{name.replace('_', '-')}",
+            choices=CHOICES[name],
+            default=None,
+            help=text,
+        )
 
 
 def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -109,6 +127,7 @@ def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
         "activation_sparsity": pattern,
         "config_file": file,
         "phase": args.sparsity_phase,
+        **{name: getattr(args, name) for name in CHOICES},
     }
     return {k: v for k, v in options.items() if v is not None} or None
 
@@ -120,13 +139,13 @@ def _check_early(arguments: Sequence[str]) -> None:
     # vLLM's parser also accepts underscores.
     known, _ = parser.parse_known_args([_dashed(a) for a in arguments])
     options = sparsity_options(known)
-    if options and (options.keys() - {"phase"}):
+    if options and (options.keys() - {"phase", *CHOICES}):
         resolve_options(options, None)
 
 
 def _dashed(argument: str) -> str:
     flag, equals, value = argument.partition("=")
-    if flag.startswith(("--activation_sparsity", "--sparsity_")):
+    if flag.startswith(_OUR_FLAGS):
         flag = flag.replace("_", "-")
     return flag + equals + value
 
@@ -190,7 +209,10 @@ def _activate(args: argparse.Namespace) -> None:
     check_model(config, args)
     _tell(config, source)
     # Inline, so that every process uses what was checked here.
-    extra[OPTIONS_KEY] = {"config": config.model_dump(mode="json"), SOURCE: source}
+    given = options or {}
+    chosen = {name: given[name] for name in CHOICES if name in given}
+    inline = {"config": config.model_dump(mode="json"), SOURCE: source}
+    extra[OPTIONS_KEY] = inline | chosen
     args.additional_config = extra
 
 

@@ -54,14 +54,14 @@ int64_t nms_sizeof(int which) {
 int nms_sparsify(const nms_sparsify_args* args) {
   const nms_sparsify_args& a = *args;
   if (a.tokens < 0 || a.channels <= 0 || a.group <= 0 || a.channels % a.group ||
-      a.kept <= 0 || a.kept > a.group)
+      a.kept <= 0 || a.kept > a.group || !a.values != !a.indices)
     return NMS_UNSUPPORTED;
   return by_dtype(a.dtype, [&](auto w) { nms::sparsify<decltype(w)>(a); });
 }
 
 int nms_gather(const nms_gather_args* args) {
   const nms_gather_args& a = *args;
-  if (a.tokens < 0 || a.outputs < 0 || a.channels <= 0 || a.listed < 0 ||
+  if (a.tokens < 0 || a.outputs < 0 || a.channels < 0 || a.listed < 0 ||
       a.weight_stride < a.outputs || (!a.indices && a.listed != a.channels) ||
       (a.token_shift && !a.row_sum))
     return NMS_UNSUPPORTED;
@@ -70,7 +70,7 @@ int nms_gather(const nms_gather_args* args) {
 
 int nms_dot(const nms_dot_args* args) {
   const nms_dot_args& a = *args;
-  if (a.tokens < 0 || a.outputs < 0 || a.channels <= 0 || (a.bits && !a.offsets))
+  if (a.tokens < 0 || a.outputs < 0 || a.channels < 0 || (a.bits && !a.offsets))
     return NMS_UNSUPPORTED;
   return by_dtype(a.dtype, [&](auto w) { nms::dot<decltype(w)>(a); });
 }

@@ -30,8 +30,10 @@ struct Row {
 template <class W>
 float variance_scale(const Row<W>& row, int64_t channels, const Bits& keep) {
   double sum = 0, sum_kept = 0, square = 0, square_kept = 0;
+  // Relative to one of the values: a constant token then has exactly no variance.
+  const double pivot = row.value(0);
   for (int64_t k = 0; k < channels; ++k) {
-    const double v = row.value(k), v_kept = keep(k) ? v : 0;
+    const double v = row.value(k) - pivot, v_kept = keep(k) ? v : -pivot;
     sum += v, sum_kept += v_kept;
     square += v * v, square_kept += v_kept * v_kept;
   }

@@ -35,8 +35,8 @@ def linear_cpu(
         per_token: walk every token's list by itself instead of the union.
     """
     indices = x.indices
-    if indices.stride(-1) != 1:
-        indices = indices.contiguous()
+    if indices.stride(-1) != 1 or indices.dtype != torch.int32:
+        indices = indices.to(torch.int32).contiguous()
     return _gather(
         x.values,
         indices,
@@ -79,12 +79,12 @@ def _gather(
     per_token: bool = False,
 ) -> torch.Tensor:
     tokens, (channels, outputs) = values.shape[0], weight.shape
-    out = torch.empty(tokens, outputs, dtype=values.dtype)
+    out = torch.empty(tokens, outputs, dtype=values.dtype, device=values.device)
     if not out.numel():
         return out
     if values.stride(1) != 1:
         values = values.contiguous()
-    if weight.stride(1) != 1:
+    if weight.stride(1) != 1 or weight.stride(0) < outputs:
         weight = weight.contiguous()
     # Named, so that converted copies live until the kernel returns.
     scale, token_shift, row_sum = floats(scale), floats(token_shift), floats(row_sum)
@@ -106,7 +106,8 @@ def _gather(
         outputs=outputs,
         values_stride=values.stride(0),
         indices_stride=0 if indices is None else indices.stride(0),
-        weight_stride=weight.stride(0),
+        # torch gives a single row any stride.
+        weight_stride=max(weight.stride(0), outputs),
         out_stride=outputs,
         dtype=abi.DTYPES[values.dtype],
         strategy=abi.PER_TOKEN if per_token else abi.UNION,

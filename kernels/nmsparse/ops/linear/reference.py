@@ -1,7 +1,7 @@
 """Pure-torch reference of ``linear``: gather the kept rows, accumulate in float32.
 
-``y[t, o] = bias[o] + sum_i values[t, i] * weight[indices[t, i], o]``, and the other terms
-of :func:`nmsparse.linear`.
+``y[t, o] = bias[o] + sum_i values[t, i] * weight[indices[t, i], o]``, and the other
+terms of :func:`nmsparse.linear`.
 """
 
 from __future__ import annotations

@@ -48,11 +48,13 @@ def _dot(
     bits: torch.Tensor | None = None,
     offsets: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    out = torch.empty(x.shape[0], outputs, dtype=x.dtype)
+    out = torch.empty(x.shape[0], outputs, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
     if x.stride(1) != 1:
         x = x.contiguous()
+    if bits is None and weight.stride(1) != 1:
+        weight = weight.contiguous()
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     args = abi.DotArgs(
         x=x.data_ptr(),

@@ -30,7 +30,7 @@ def sparsify_cpu(
             zero; None not to count.
     """
     kept, group = pattern.group(x.shape[-1])
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if not out.numel():
         return out
     flat = x.reshape(-1, x.shape[-1])
@@ -71,9 +71,14 @@ def compact_cpu(
     tokens, channels = x.shape
     kept, group = pattern.group(channels)
     per_token = channels // group * kept
-    values = torch.empty(tokens, per_token, dtype=x.dtype)
-    indices = torch.empty(tokens, per_token, dtype=torch.int32)
-    scale = torch.empty(tokens) if correction.variance else None
+    values = torch.empty(tokens, per_token, dtype=x.dtype, device=x.device)
+    indices = torch.empty(tokens, per_token, dtype=torch.int32, device=x.device)
+    # Ones, for K = 0; and float32, whatever the default dtype is at the moment.
+    scale = (
+        torch.ones(tokens, dtype=torch.float32, device=x.device)
+        if correction.variance
+        else None
+    )
     if x.stride(1) != 1:
         x = x.contiguous()
     # Named, so that converted copies live until the kernel returns.

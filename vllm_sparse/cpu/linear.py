@@ -1,0 +1,245 @@
+"""``CpuLinear``: one layer's weight copies and kernels, and the choice of one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from nmsparse.ops.linear.cpu import linear_cpu
+from nmsparse.ops.sparsify.cpu import compact_cpu, sparsify_cpu
+from nmsparse.pattern import NMPattern
+from vllm_sparse.cpu.products import Product, products
+from vllm_sparse.cpu.table import TOKENS, Times, choose
+from vllm_sparse.cpu.weights import Weights
+
+if TYPE_CHECKING:
+    from vllm_sparse.phases import TokenPhases
+
+GATHER, PER_TOKEN, MASKED = "gather", "per_token", "masked"
+_ELEMENTS, _NONZEROS = 0, 1
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """What is sparsified: N of M channels of the tokens of a phase (0 for all)."""
+
+    pattern: NMPattern
+    phase: int
+
+    @property
+    def density(self) -> float:
+        """Share of channels that stay."""
+        return self.pattern.n / self.pattern.m
+
+
+class CpuLinear:
+    """One linear layer of this process.
+
+    Args:
+        weights: our copies of the weight.
+        stock: vLLM's own product; None if its copy was dropped.
+        in_features: K of this rank.
+        selection: what is sparsified; None for a dense input.
+        phases: phases of the step's tokens.
+        counters: ``[2]`` int64, elements and non-zeros of sparsified tokens.
+        always: use our kernels for few tokens without having measured them.
+
+    Attributes:
+        calls: how often each way ran.
+        times: the measured table; empty until measured.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        stock: Product | None,
+        *,
+        in_features: int,
+        selection: Selection | None,
+        phases: TokenPhases,
+        counters: torch.Tensor,
+        always: bool = False,
+    ) -> None:
+        self.weights = weights
+        self.in_features = in_features
+        self.selection = selection
+        self.products = products(weights, stock)
+        self.first = next(iter(self.products))
+        self.calls: Counter[str] = Counter()
+        self.times: Times = {}
+        self._phases = phases
+        self._counters = counters
+        self._always = always
+        self._chosen: dict[tuple[int, bool], str] = {}
+
+    @property
+    def key(self) -> str:
+        """Layers of one key share a measured table."""
+        weights = self.weights
+        form = "rows"
+        if weights.packed is not None:
+            form = f"packed {round(weights.sparsity, 1)}"
+        chosen = self.selection.pattern if self.selection else "dense"
+        ways = "+".join(self.products)
+        return f"{self.in_features}x{self._outputs} {self.dtype} {form} {chosen} {ways}"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of weight and activations."""
+        weights = self.weights
+        if weights.rows is not None:
+            return weights.rows.dtype
+        assert weights.packed is not None
+        return weights.packed.dtype
+
+    @property
+    def _outputs(self) -> int:
+        weights = self.weights
+        if weights.rows is not None:
+            return weights.rows.shape[1]
+        assert weights.packed is not None
+        return weights.packed.shape[0]
+
+    def explain(self) -> dict[str, str]:
+        """Return the way of every number of tokens, with its gain over the first."""
+        sparse = self.selection is not None
+        found: dict[str, str] = {}
+        for tokens in TOKENS:
+            way = self.way(tokens, sparse=sparse)
+            seconds = self.times.get(tokens, {})
+            gain = ""
+            if way in seconds and self.first in seconds:
+                gain = f" {seconds[self.first] / seconds[way]:.2f}x"
+            found[str(tokens)] = way + gain
+        return found
+
+    # -- choice ---------------------------------------------------------------------
+
+    def set_times(self, times: Times) -> None:
+        """Use a measured table from now on."""
+        self.times = times
+        self._chosen.clear()
+
+    def way(self, tokens: int, *, sparse: bool) -> str:
+        """Return how ``tokens`` tokens run: a way of ``ways``, or a product's name."""
+        key = (min(tokens, TOKENS[-1] + 1), sparse)
+        found = self._chosen.get(key)
+        if found is None:
+            found = self._chosen[key] = self._choose(*key)
+        return found
+
+    def _choose(self, tokens: int, sparse: bool) -> str:
+        product = (
+            self._ours(tokens)
+            if self._always
+            else choose(self.times, self.first, tokens, list(self.products))
+        )
+        if not sparse:
+            return product
+        masked = f"{MASKED}+{product}"
+        if self.weights.rows is None or tokens > TOKENS[-1]:
+            return masked
+        if self._always:
+            return GATHER
+        return choose(self.times, masked, tokens, [masked, GATHER, PER_TOKEN])
+
+    def _ours(self, tokens: int) -> str:
+        """Return the last product, which is ours, for few tokens."""
+        return self.first if tokens > TOKENS[-1] else list(self.products)[-1]
+
+    def timed(self, x: torch.Tensor) -> dict[str, Callable[[], object]]:
+        """Return every way as a call on ``x`` (``[T, K]``), for measuring."""
+        calls: dict[str, Callable[[], object]] = {
+            name: partial(product, x, None) for name, product in self.products.items()
+        }
+        if self.selection is not None:
+            for name in list(calls):
+                calls[f"{MASKED}+{name}"] = partial(self._masked, x, None, name)
+            if self.weights.rows is not None:
+                calls[GATHER] = partial(self._gather, x, None)
+                if len(x) > 1:
+                    calls[PER_TOKEN] = partial(self._gather, x, None, per_token=True)
+        return calls
+
+    # -- execution ------------------------------------------------------------------
+
+    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return ``[T, O]`` for ``x`` (``[T, K]``), sparsified as the step says."""
+        tokens = x.shape[0]
+        selected = self._selected(tokens)
+        if selected is None:
+            return self._mixed(x, bias)
+        way = self.way(tokens, sparse=selected)
+        self.calls[way] += 1
+        if not selected:
+            return self.products[way](x, bias)
+        nonzeros = self._counter(tokens)
+        if way.startswith(MASKED):
+            return self._masked(x, bias, way[len(MASKED) + 1 :], nonzeros)
+        return self._gather(x, bias, nonzeros, per_token=way == PER_TOKEN)
+
+    def _selected(self, tokens: int) -> bool | None:
+        """Return whether all tokens are sparsified, none, or (None) some."""
+        if self.selection is None:
+            return False
+        if self.selection.phase == 0:
+            return True
+        code = self._phases.uniform(tokens)
+        return None if code is None else code == self.selection.phase
+
+    def _counter(self, rows: int) -> torch.Tensor | None:
+        """Count the elements of real tokens; return where their non-zeros go."""
+        assert self.selection is not None
+        real = min(rows, self._phases.tokens)
+        if not real:
+            return None
+        # Through numpy: tensor arithmetic on one number costs microseconds.
+        counts = self._counters.numpy()
+        counts[_ELEMENTS] += real * self.in_features
+        # Padding rows of a step (none in eager mode) are counted with it.
+        return self._counters[_NONZEROS:]
+
+    def _gather(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        nonzeros: torch.Tensor | None = None,
+        *,
+        per_token: bool = False,
+    ) -> torch.Tensor:
+        assert self.selection is not None
+        assert self.weights.rows is not None
+        compacted = compact_cpu(
+            x, self.selection.pattern, "magnitude", nonzeros=nonzeros
+        )
+        return linear_cpu(compacted, self.weights.rows, bias, per_token=per_token)
+
+    def _masked(
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        product: str,
+        nonzeros: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        assert self.selection is not None
+        sparse = sparsify_cpu(x, self.selection.pattern, "magnitude", nonzeros)
+        return self.products[product](sparse, bias)
+
+    def _mixed(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Sparsify the tokens of the phase, and multiply all of them."""
+        assert self.selection is not None
+        tokens = x.shape[0]
+        way = self.way(tokens, sparse=False)
+        self.calls[f"{MASKED}+{way}"] += 1
+        chosen = self._phases.codes[:tokens] == self.selection.phase
+        nonzeros = self._counters[_NONZEROS:]
+        part = sparsify_cpu(x[chosen], self.selection.pattern, "magnitude", nonzeros)
+        self._counters.numpy()[_ELEMENTS] += part.numel()
+        x = x.clone()
+        x[chosen] = part
+        return self.products[way](x, bias)

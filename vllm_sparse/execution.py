@@ -1,0 +1,55 @@
+"""How layers are executed, as opposed to what is sparse: options of one engine.
+
+They change speed and memory, and results only by rounding, so they are no part of the
+sparsity configuration that travels with a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nmsparse.config import ConfigError
+from nmsparse.suggest import unknown
+
+AUTO, ON, OFF = "auto", "on", "off"
+KEEP, DROP = "keep", "drop"
+
+CHOICES: dict[str, tuple[str, ...]] = {
+    "kernels": (AUTO, ON, OFF),
+    "dense_fallback": (KEEP, DROP),
+    "sparse_weights": (AUTO, OFF),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """Choices about kernels and memory.
+
+    Attributes:
+        kernels: ``auto`` uses a kernel of ours where it was measured to be faster than
+            vLLM's own; ``on`` always, for few tokens; ``off`` never.
+        dense_fallback: ``keep`` vLLM's own layout of a weight beside ours, for steps
+            with many tokens (twice the memory of such a layer); ``drop`` it.
+        sparse_weights: ``auto`` packs weights that hold enough zeros; ``off`` never.
+    """
+
+    kernels: str = AUTO
+    dense_fallback: str = KEEP
+    sparse_weights: str = AUTO
+
+    @classmethod
+    def parse(cls, options: Mapping[str, Any], where: str) -> Execution:
+        """Read the options that are ours from a mapping; other keys are ignored.
+
+        Raises:
+            ConfigError: for a value that is not one of the choices.
+        """
+        given = {f.name: options[f.name] for f in fields(cls) if f.name in options}
+        for name, value in given.items():
+            if value not in CHOICES[name]:
+                raise ConfigError(
+                    f"{where}.{name}: {unknown('value', str(value), CHOICES[name])}"
+                )
+        return cls(**given)
