@@ -35,7 +35,7 @@ ARGS :=
 # GiB for the KV cache of vLLM's CPU backend.
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 
-.PHONY: help setup model serve native sanitize test test-fast lint bench clean distclean
+.PHONY: help setup model serve native sanitize test test-fast lint bench bench-kernels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -143,6 +143,10 @@ lint: setup ## ruff, mypy --strict, import-linter
 bench: model ## measure decoding, dense against sparse
 	@echo "==> Measuring decode speed"
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/decode.py $(ARGS)
+
+bench-kernels: setup ## measure the CPU kernels against vLLM's CPU linear
+	@echo "==> Measuring the CPU kernels"
+	$(BIN)/python benchmarks/kernel_speed.py $(ARGS)
 
 clean: ## remove build outputs and caches of this checkout
 	@echo "==> Removing build outputs and caches"

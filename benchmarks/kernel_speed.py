@@ -204,7 +204,8 @@ def main() -> int:
         run(args, args.threads[0])
         return 0
     for threads in args.threads:
-        # Last, so that it wins: oneDNN keeps the number of threads it started with.
+        # The last --threads wins. oneDNN's primitives keep the number of threads they
+        # were made for, so one process cannot measure several.
         command = [sys.executable, *sys.argv, "--threads", str(threads)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         done = subprocess.run(command, env=environment, check=False)

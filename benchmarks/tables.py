@@ -1,4 +1,4 @@
-"""Make the README's tables from result rows; ``--check`` fails if they differ.
+"""Make the tables of README.md and docs/ from result rows; ``--check`` compares them.
 
 The newest row of each setting is shown. Losing rows are shown like winning ones.
 """
@@ -8,20 +8,13 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Any
 
+import kernel_tables
 import rows
 
-README = Path(__file__).parent.parent / "README.md"
-
-
-def newest(name: str, *keys: str) -> list[dict[str, Any]]:
-    """Return the newest row of every combination of ``keys``, in order of keys."""
-    latest: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for row in rows.read(name):
-        latest[tuple(row[key] for key in keys)] = row
-    return list(latest.values())
+ROOT = Path(__file__).parent.parent
 
 
 def decode_table() -> str:
@@ -31,7 +24,7 @@ def decode_table() -> str:
         "measured |",
         "|---|---|---|---|---|---|",
     ]
-    for row in newest("decode", "model", "batch", "mode", "hardware"):
+    for row in rows.newest("decode", "model", "batch", "mode", "hardware"):
         low, middle, high = (row[f"speed_vs_stock_p{p}"] for p in (20, 50, 80))
         lines.append(
             f"| {row['model']} | {row['batch']} | {row['mode']} | {row['backend']} | "
@@ -48,7 +41,7 @@ def quality_table() -> str:
         "measured |",
         "|---|---|---|---|---|",
     ]
-    for row in newest("perplexity", "model", "text", "windows", "length", "mode"):
+    for row in rows.newest("perplexity", "model", "text", "windows", "length", "mode"):
         text = f"{row['text']}, {row['windows']} windows of {row['length']}"
         lines.append(
             f"| {row['model']} | {text} | {row['mode']} | {row['perplexity']:.1f} | "
@@ -57,35 +50,57 @@ def quality_table() -> str:
     return "\n".join(lines)
 
 
-TABLES = {"decode": decode_table, "quality": quality_table}
+# Every table is in one place, between its markers in README.md or a page of docs/.
+TABLES = {
+    "decode": decode_table,
+    "quality": quality_table,
+    "kernels": kernel_tables.one_token,
+    "kernels-tokens": kernel_tables.more_tokens,
+    "kernels-union": kernel_tables.union_law,
+    "kernels-selection": kernel_tables.selection,
+}
+_MARKED = re.compile(
+    r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL
+)
 
 
-def render(text: str) -> str:
-    """Return the README with every table between its markers replaced."""
-    for name, make in TABLES.items():
-        pattern = rf"(<!-- table:{name} -->).*?(<!-- /table:{name} -->)"
-        table = make()
-        text, found = re.subn(
-            pattern, lambda m, t=table: f"{m[1]}\n{t}\n{m[2]}", text, flags=re.DOTALL
-        )
-        if found != 1:
-            raise SystemExit(f"README.md has {found} markers table:{name}. Expected 1.")
-    return text
+def render(text: str, found: Counter[str]) -> str:
+    """Return a page with every table between its markers replaced; count the tables."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in TABLES:
+            raise SystemExit(f"table:{name} is unknown. Expected {', '.join(TABLES)}.")
+        found[name] += 1
+        return f"{match[1]}\n{TABLES[name]()}\n{match[3]}"
+
+    return _MARKED.sub(table, text)
+
+
+def pages() -> list[Path]:
+    """Return the files that may hold tables."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def main() -> int:
-    """Write or check the README."""
+    """Write or check all pages."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    old = README.read_text(encoding="utf-8")
-    new = render(old)
-    if check:
-        if new != old:
-            sys.stderr.write("README.md tables differ from rows: run tables.py\n")
-        return int(new != old)
-    README.write_text(new, encoding="utf-8")
-    return 0
+    found: Counter[str] = Counter()
+    old = {page: page.read_text(encoding="utf-8") for page in pages()}
+    new = {page: render(text, found) for page, text in old.items()}
+    for name in TABLES:
+        if found[name] != 1:
+            raise SystemExit(f"table:{name} has {found[name]} places. Expected 1.")
+    changed = [page for page in new if new[page] != old[page]]
+    for page in changed:
+        if check:
+            name = page.relative_to(ROOT)
+            sys.stderr.write(f"{name}: tables differ from rows: run tables.py\n")
+        else:
+            page.write_text(new[page], encoding="utf-8")
+    return int(check and bool(changed))
 
 
 if __name__ == "__main__":

@@ -53,3 +53,6 @@ class Execution:
                     f"{where}.{name}: {unknown('value', str(value), CHOICES[name])}"
                 )
         return cls(**given)
+
+
+DEFAULT = Execution()

@@ -13,11 +13,11 @@ from vllm.model_executor.layers.linear import LinearBase
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.dispatch import explain
 from nmsparse.packed_manifest import QUANT_METHOD as PACKED
-from nmsparse.pattern import NMPattern
+from nmsparse.pattern import NMPattern, Pattern
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
 from vllm_sparse import runner_hooks
 from vllm_sparse.checks import check_fits, refuse_unsupported
-from vllm_sparse.execution import Execution
+from vllm_sparse.execution import DEFAULT, Execution
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, with_parts
 from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, resolve_options
@@ -52,7 +52,7 @@ class Session:
         vllm_config: VllmConfig,
         config: SparsityConfig,
         source: str,
-        execution: Execution,
+        execution: Execution = DEFAULT,
     ) -> None:
         refuse_unsupported(vllm_config)
         found = model_class(vllm_config)
@@ -88,7 +88,7 @@ class Session:
             state.name = f"draft.{state.name}"
         first = not self.layers
         self.layers.append(state)
-        if self._owns_weight(layer):
+        if self._owns_weight(layer, state.pattern):
             self._own(layer, state)
         elif state.pattern is not None:
             self._wrap(layer, state)
@@ -177,9 +177,13 @@ class Session:
             )
         return status.reason
 
-    def _owns_weight(self, layer: LinearBase) -> bool:
+    def _owns_weight(self, layer: LinearBase, pattern: Pattern | None) -> bool:
         if self._why_no_kernels is not None or self._loaded:
             return False
+        if pattern is not None:
+            kept, group = pattern.group(layer.input_size)
+            if kept == group:  # nothing to gain
+                return False
         plain = type(layer.quant_method).__name__
         return plain in _OWNABLE and layer.params_dtype in _DTYPES
 
@@ -333,7 +337,8 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     model = vllm_config.model_config
     folder: Path | None = find_folder(model.model, model.revision)
     found = resolve_options(options, folder)
-    if found is None and model.quantization == PACKED and options is None:
+    packed = getattr(model, "quantization", None) == PACKED
+    if found is None and packed and options is None:
         # A packed folder wants its kernels without being asked.
         found = SparsityConfig(), "packed checkpoint"
     execution = Execution.parse(options or {}, f"additional_config[{OPTIONS_KEY!r}]")

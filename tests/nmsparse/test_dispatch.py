@@ -62,7 +62,7 @@ def test_targets_exist(backend):
 
 
 def test_explain_names_the_reason():
-    decision = explain("sparsify", pattern=NMPattern(8, 16))
+    decision = explain("sparsify", device="meta", pattern=NMPattern(8, 16))
     assert decision.op == "sparsify"
     assert decision.backend == dispatch.BACKENDS["sparsify"][-1].name
     assert "not faster than dense" in decision.reason
@@ -87,10 +87,11 @@ def test_a_better_backend_is_chosen_where_it_accepts(fast):
 
 
 def test_a_better_backend_that_refuses_is_listed_with_its_reason(fast):
-    decision = explain("sparsify", pattern=NMPattern(8, 16))
+    decision = explain("sparsify", device="meta", pattern=NMPattern(8, 16))
     assert decision.backend == "reference"
-    assert decision.rejected == (("fast", REFUSAL),)
-    assert str(decision).endswith(f"[fast: {REFUSAL}]")
+    rejected = (("fast", REFUSAL), ("cpu", "the tensor is on meta"))
+    assert decision.rejected == rejected
+    assert str(decision).endswith(f"[fast: {REFUSAL}; cpu: the tensor is on meta]")
     assert sparsify(torch.ones(1, 16), NMPattern(8, 16)).sum() == 8.0
 
 

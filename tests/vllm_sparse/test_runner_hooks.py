@@ -221,9 +221,13 @@ def fake_runner(prepare):
     def dummy_run(self, tokens):
         self.seen = self.phases.codes.tolist()
 
-    return type(
-        "GPUModelRunner", (), {prepare: lambda self: None, "_dummy_run": dummy_run}
-    )
+    methods = {
+        prepare: lambda self: None,
+        "_dummy_run": dummy_run,
+        "initialize_kv_cache": lambda self, config: "cache",
+        "get_model": lambda self: "model",
+    }
+    return type("GPUModelRunner", (), methods)
 
 
 @pytest.fixture(params=[False, True], ids=["V1 only", "V1 and V2"])
@@ -243,7 +247,7 @@ def runners(request, monkeypatch):
 
 def test_install_wraps_the_runners_there_are(runners):
     first, second, has_triton = runners
-    runner_hooks.install(lambda config: None)
+    runner_hooks.install(lambda config: None, lambda config, model: None)
     for wrapped in (first._prepare_inputs, first._dummy_run):
         assert hasattr(wrapped, runner_hooks._WRAPPED)
     for wrapped in (second.prepare_inputs, second._dummy_run):
@@ -252,13 +256,23 @@ def test_install_wraps_the_runners_there_are(runners):
 
 def test_dummy_tokens_have_no_phase(runners):
     first, second, has_triton = runners
-    runner_hooks.install(lambda config: config)
+    runner_hooks.install(lambda config: config, lambda config, model: None)
     for runner_class in (first, second) if has_triton else (first,):
         runner = runner_class()
         runner.phases = runner.vllm_config = TokenPhases(4, torch.device("cpu"))
         runner.phases.codes.fill_(DECODE)
         runner._dummy_run(3)
         assert runner.seen == [PADDING] * 4
+
+
+def test_the_loaded_model_is_prepared_before_its_cache(runners):
+    first, _, _ = runners
+    prepared = []
+    runner_hooks.install(lambda config: config, lambda *args: prepared.append(args))
+    runner = first()
+    runner.vllm_config = TokenPhases(4, torch.device("cpu"))
+    assert runner.initialize_kv_cache("config") == "cache"
+    assert prepared == [(runner.vllm_config, "model")]
 
 
 def source_of(module):

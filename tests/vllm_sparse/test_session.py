@@ -55,7 +55,9 @@ def hooks(monkeypatch):
     """Build sessions without a model and without touching vLLM's runners."""
     installed = []
     monkeypatch.setattr(module, "model_class", lambda config: Model)
-    monkeypatch.setattr(module.runner_hooks, "install", installed.append)
+    monkeypatch.setattr(
+        module.runner_hooks, "install", lambda *hooks: installed.append(hooks)
+    )
     monkeypatch.setattr(module, "_SESSIONS", {})
     monkeypatch.setattr(module, "_INACTIVE", {})
     return installed
@@ -281,7 +283,7 @@ def test_features_that_hide_tokens_are_refused(parallel, message):
 
 def test_the_buffer_holds_a_padded_step(hooks):
     assert make_session().phases.codes.numel() >= 32 + 1024
-    assert hooks == [find_phases]
+    assert hooks == [(find_phases, module.prepare_session)]
 
 
 @pytest.fixture

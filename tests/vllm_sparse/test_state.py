@@ -59,6 +59,10 @@ def test_report_of_a_sparse_layer():
         "elements": 200,
         "nonzeros": 100,
         "density": 0.5,
+        "ways": {},
+        "calls": {},
+        "weight_sparsity": None,
+        "extra_bytes": 0,
     }
     assert json.loads(json.dumps(report)) == report
 

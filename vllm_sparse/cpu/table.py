@@ -20,6 +20,9 @@ from vllm.logger import init_logger
 
 logger = init_logger("vllm." + __name__)
 
+# Where measured tables are kept, instead of the user's cache folder.
+CACHE_ENV = "VLLM_SPARSE_CACHE"
+
 # Token counts that are measured; others take the next larger one's decision, because
 # every sparse way loses with more tokens. Beyond the last, the first way is taken.
 TOKENS = (1, 2, 4, 8, 16)
@@ -116,5 +119,8 @@ class TableCache:
 
 def cache_folder() -> Path:
     """Return the folder of machine-wide caches."""
+    ours = os.environ.get(CACHE_ENV)
+    if ours:
+        return Path(ours)
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "vllm-sparse"

@@ -12,8 +12,8 @@ def merge_ranks(ranks: Sequence[RankStats]) -> RankStats:
     """Return one picture of an engine.
 
     Column-parallel layers see the same input on every rank, so rank 0 speaks for them;
-    row-parallel layers see a shard of K each, so their counts are summed. Pipeline
-    stages hold different layers, which are joined.
+    row-parallel layers see a shard of K each, so their counts are summed, as are bytes
+    of weights. Pipeline stages hold different layers, which are joined.
 
     Args:
         ranks: every worker's statistics, at least one.
@@ -25,7 +25,9 @@ def merge_ranks(ranks: Sequence[RankStats]) -> RankStats:
             known = layers.get(layer["name"])
             if known is None:
                 layers[layer["name"]] = layer.copy()
-            elif layer["k_sharded"]:
+                continue
+            known["extra_bytes"] += layer["extra_bytes"]
+            if layer["k_sharded"]:
                 known["elements"] += layer["elements"]
                 known["nonzeros"] += layer["nonzeros"]
     for layer in layers.values():

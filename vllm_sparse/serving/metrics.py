@@ -50,6 +50,17 @@ class SparsityMetrics:
             "Of these elements, those that are zero afterwards.",
             ["kind"],
         )
+        self.linear_calls = Counter(
+            f"{namespace}_linear_calls",
+            "Calls of layers that own their weight, by the way they were executed.",
+            ["kind", "way"],
+        )
+        self.weight_bytes = Gauge(
+            f"{namespace}_extra_weight_bytes",
+            "Bytes of the plugin's own copies of weights, over all ranks.",
+            ["kind"],
+            multiprocess_mode="mostrecent",
+        )
         self.poll_errors = Counter(
             f"{namespace}_poll_errors",
             "Times the workers did not answer for their statistics.",
@@ -77,6 +88,14 @@ class SparsityMetrics:
             same = [layer for layer in stats["layers"] if layer["kind"] == kind]
             elements = sum(layer["elements"] for layer in same)
             nonzeros = sum(layer["nonzeros"] for layer in same)
+            if any(layer["calls"] for layer in same):
+                calls: Tally[str] = Tally()
+                for layer in same:
+                    calls.update(layer["calls"])
+                for way, count in calls.items():
+                    self._advance(self.linear_calls, (kind, way), count)
+            extra = sum(layer["extra_bytes"] for layer in same)
+            self.weight_bytes.labels(kind).set(extra)
             if any(layer["pattern"] for layer in same):
                 self._advance(self.elements, (kind,), elements)
                 self._advance(self.zero_elements, (kind,), elements - nonzeros)

@@ -22,9 +22,15 @@ def prompts(count: int, seed: int, longest: int = 40) -> list[list[int]]:
     return [[1, *(rng.choice(VOCABULARY) for _ in range(n))] for n in lengths]
 
 
-def sparse(pattern: str, phase: str = "decode", **engine: Any) -> dict[str, Any]:
-    """Return engine options that switch sparsity on."""
-    options = {"activation_sparsity": pattern, "phase": phase}
+def sparse(
+    pattern: str, phase: str = "decode", kernels: str = "off", **engine: Any
+) -> dict[str, Any]:
+    """Return engine options that switch sparsity on.
+
+    Kernels are off by default: products are then vLLM's own, so that tokens can be
+    compared exactly in any dtype.
+    """
+    options = {"activation_sparsity": pattern, "phase": phase, "kernels": kernels}
     return {**engine, "additional_config": {"vllm_sparse": options}}
 
 
