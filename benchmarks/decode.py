@@ -1,116 +1,167 @@
 """Decode speed in vLLM: stock against this plugin, off and on. ``make bench`` runs it.
 
-All engines live in one process and take turns (A B C, A B C, ...), so that they meet
-the same machine; each round gives a ratio to stock, and tables show medians of ratios.
-The stock engines are built before the plugin is registered. There are two: how far
-"stock again" is from 1 is the noise that every other ratio has as well.
+    python benchmarks/decode.py --model llama-1b --modes 8:16 "pruned 50%"
+
+Every mode has a process of its own with two engines, a stock one and the mode's. They
+generate in turns, so that they meet the same machine; each round gives a ratio, and
+rows hold its percentiles. The stock engine is built before the plugin is registered.
+"stock again" is a second stock engine: how far it is from 1 is the noise that every
+other ratio has as well. The stock engine of a pruned mode runs the same pruned folder:
+it is as fast as on the dense one, zeros cost vLLM what other weights cost.
+
+Only decoding is timed: the time between first and last token that vLLM's engine core
+records for each request. All requests of a batch get their first token in one step and
+their last in one step, which is checked; so these are tokens - 1 steps of the batch,
+with scheduling and sampling, without prefill and without the request's way in and out.
+
+The plugin remembers which kernel was fastest for a shape. If it measured that on a busy
+machine, remove ``~/.cache/vllm-sparse/dispatch-*.json`` first.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import time
+import sys
+from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-os.environ["VLLM_PLUGINS"] = ""  # stock first; the plugin is registered by hand below
-
 import rows
+from decode_modes import (
+    CONTROL,
+    MODES,
+    STOCK,
+    default_threads,
+    kill_child_on_sigterm,
+    run_child,
+)
+from models import EMBEDDED, SHAPES, Model, find, pruned_folder
 
-from offline_prune.embedded import default_folder
-
-PROMPT_TOKENS = 32
+PAIR = Path(__file__).with_name("decode_pair.py")
 
 
-def build(model: str, options: dict[str, Any] | None) -> Any:
-    """Build one engine; ``options`` is our configuration, None for none."""
-    from vllm import LLM
+def result(seconds: list[float], stock: list[float], steps: int) -> dict[str, Any]:
+    """Return the numbers of one engine; ``steps`` is how many tokens were timed."""
+    ratios = [s / t for s, t in zip(stock, seconds, strict=True)]
+    return {
+        "speed_vs_stock_p20": rows.percentile(ratios, 20),
+        "speed_vs_stock_p50": rows.percentile(ratios, 50),
+        "speed_vs_stock_p80": rows.percentile(ratios, 80),
+        "tokens_per_second_p50": round(steps / statistics.median(seconds), 2),
+        "stock_tokens_per_second_p50": round(steps / statistics.median(stock), 2),
+    }
 
-    extra = {} if options is None else {"vllm_sparse": options}
-    return LLM(
-        model=model,
-        enforce_eager=True,
-        max_model_len=512,
-        gpu_memory_utilization=0.2,
-        distributed_executor_backend="uni",
-        enable_prefix_caching=False,
-        additional_config=extra,
+
+def make_rows(name: str, found: dict[str, Any], about: dict[str, Any]) -> list[Any]:
+    """Return the rows of one pair at one batch size; the control gives stock's too.
+
+    Args:
+        name: the mode.
+        found: what the child printed.
+        about: fields that all rows of this run share.
+    """
+    seconds = found.pop("seconds")
+    engines = {name: seconds["mode"]}
+    if name == CONTROL:
+        engines = {STOCK: seconds["stock"]} | engines
+    steps = found["batch"] * (about["tokens"] - 1)
+    return [
+        about
+        | {"mode": engine, "phase": MODES[engine].phase}
+        | found
+        | result(taken, seconds["stock"], steps)
+        for engine, taken in engines.items()
+    ]
+
+
+def report(row: dict[str, Any]) -> None:
+    """Print one row."""
+    chosen = " ".join(f"{kind}={way}" for kind, way in row["ways"].items())
+    print(
+        f"{row['threads']} thr  batch {row['batch']:>2}  {row['mode']:>16}  "
+        f"{row['speed_vs_stock_p50']:.3f}x stock ({row['speed_vs_stock_p20']:.3f} to "
+        f"{row['speed_vs_stock_p80']:.3f})  {row['tokens_per_second_p50']:.1f} "
+        f"tokens/s  {chosen}",
+        flush=True,
     )
 
 
-def decode_seconds(llm: Any, batch: int, tokens: int) -> float:
-    """Return seconds to generate ``tokens`` tokens for ``batch`` short prompts."""
-    from vllm import SamplingParams
+def run(args: argparse.Namespace, model: Model, name: str, threads: int) -> None:
+    """Measure one mode, and append a row as soon as it is there."""
+    mode = MODES[name]
+    folder = model.folder
+    if mode.pruned:
+        folder = pruned_folder(folder, mode.pruned)
+    job = {
+        "model": str(folder),
+        "options": mode.options,
+        "plugin": mode.plugin,
+        "batches": args.batches,
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+        "threads": threads,
+    }
+    about = {
+        "benchmark": "decode",
+        "model": args.name or model.name,
+        "timed": "first to last token",
+        "tokens": args.tokens,
+        "rounds": args.rounds,
+    }
 
-    prompts = [
-        {"prompt_token_ids": [2, *range(100 + i, 100 + i + PROMPT_TOKENS)]}
-        for i in range(batch)
-    ]
-    sampling = SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True)
-    start = time.perf_counter()
-    llm.generate(prompts, sampling, use_tqdm=False)
-    return time.perf_counter() - start
+    def received(found: dict[str, Any]) -> None:
+        made = make_rows(name, found, about)
+        for row in made:
+            report(row)
+        rows.append("decode", made, folder=args.results)
+
+    run_child(PAIR, job, threads=threads, received=received)
 
 
-def main() -> None:
-    """Measure and append rows."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default=str(default_folder()))
-    parser.add_argument("--name", default="gemma-3-270m", help="model name in the rows")
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--tokens", type=int, default=48)
+def parse() -> argparse.Namespace:
+    """Return the options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model",
+        default=EMBEDDED,
+        help=f"{EMBEDDED} (the embedded model), {', '.join(SHAPES)} (random weights, "
+        "made once) or a folder",
+    )
+    parser.add_argument("--name", help="model name in the rows; else the folder's")
+    modes = [name for name in MODES if name != STOCK]  # "stock again" measures both
+    parser.add_argument("--modes", nargs="+", choices=modes, default=modes)
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--tokens", type=int, default=48, help="to generate; 2 to 480")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--threads",
+        type=int,
+        nargs="+",
+        default=[default_threads()],
+        help="all cores but one by default, as vLLM's worker",
+    )
+    parser.add_argument("--results", type=Path, default=rows.RESULTS, help="a folder")
     args = parser.parse_args()
+    if not 2 <= args.tokens <= 480 or args.rounds < 1:
+        parser.error("--tokens must be 2 to 480, and --rounds at least 1")
+    return args
 
-    engines = {name: build(args.model, None) for name in ("stock", "stock again")}
-    from vllm_sparse import register
 
-    register()
-    engines["off"] = build(args.model, None)
-    for pattern in ("8:16", "2:4"):
-        engines[pattern] = build(args.model, {"activation_sparsity": pattern})
-
-    results: list[dict[str, Any]] = []
-    for batch in args.batches:
-        times: dict[str, list[float]] = {name: [] for name in engines}
-        order = list(engines)
-        for turn in range(args.rounds + 1):
-            order.append(order.pop(0))  # no engine always follows the same one
-            for name in order:
-                seconds = decode_seconds(engines[name], batch, args.tokens)
-                if turn:  # the first round warms up
-                    times[name].append(seconds)
-        for name, measured in times.items():
-            ratios = [s / t for s, t in zip(times["stock"], measured, strict=True)]
-            speed = batch * args.tokens / statistics.median(measured)
-            row = {
-                "benchmark": "decode",
-                "model": args.name,
-                "dtype": "bfloat16",
-                "mode": name,
-                "phase": "decode" if ":" in name else None,
-                "backend": "reference" if ":" in name else "dense",
-                "batch": batch,
-                "tokens": args.tokens,
-                "rounds": args.rounds,
-                "speed_vs_stock_p20": rows.percentile(ratios, 20),
-                "speed_vs_stock_p50": rows.percentile(ratios, 50),
-                "speed_vs_stock_p80": rows.percentile(ratios, 80),
-                "tokens_per_second_p50": round(speed, 2),
-            }
-            results.append(row)
-            print(
-                f"batch {batch:>2}  {name:>11}  {row['speed_vs_stock_p50']:.3f}x stock "
-                f"({row['speed_vs_stock_p20']:.3f} to "
-                f"{row['speed_vs_stock_p80']:.3f})  {speed:.1f} tokens/s",
-                flush=True,
-            )
-    print(f"rows appended to {rows.append('decode', results)}")
+def main() -> int:
+    """Measure and append rows."""
+    args = parse()
+    kill_child_on_sigterm()
+    try:
+        model = find(args.model)
+        for threads in args.threads:
+            for name in args.modes:
+                run(args, model, name, threads)
+    except KeyboardInterrupt:
+        print("stopped; rows that were measured are kept", file=sys.stderr)
+        return 130
+    print(f"rows appended to {args.results / 'decode.jsonl'}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

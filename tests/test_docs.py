@@ -43,7 +43,7 @@ def test_metric_names_in_the_documents_exist(pages):
         if hasattr(metric, "_name"):
             suffix = "_total" if isinstance(metric, Counter) else ""
             names.add(metric._name.replace("docs_test", "vllm_sparse") + suffix)
-    assert len(names) == 6
+    assert len(names) == 8
     text = "\n".join(pages.values())
     exist = names | {"vllm_sparse_config", "vllm_sparse_params", "vllm_sparse_stats"}
     exist |= {"vllm_sparse_provenance"}

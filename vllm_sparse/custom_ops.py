@@ -1,6 +1,6 @@
-"""The op vLLM's graphs see: ``torch.ops.vllm_sparse.sparsify_tokens``.
+"""The ops vLLM's graphs see: ``torch.ops.vllm_sparse.sparsify_tokens``.
 
-One opaque op per sparse linear, with CPU and CUDA implementations and a fake, so it
+And ``linear_tokens``, which is the whole product, for layers that own their weight. One opaque op per sparse linear, with CPU and CUDA implementations and a fake, so it
 works in eager mode, under ``torch.compile`` and in CUDA graphs. What depends on data
 (which tokens are sparsified) is decided inside, from device tensors.
 
@@ -9,6 +9,7 @@ Our own library namespace: nothing is added to vLLM's.
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from typing import TYPE_CHECKING
 
@@ -29,13 +30,16 @@ _LIBRARY.define(
 )
 
 _LIBRARY.define(
-    "linear_tokens(Tensor x, Tensor? bias, Tensor(a!) counters, int outputs) -> Tensor"
+    "linear_tokens(Tensor x, Tensor? bias, Tensor key, Tensor(a!) counters, "
+    "int outputs) -> Tensor"
 )
 
 ELEMENTS, NONZEROS = 0, 1
 
-# What runs a layer that owns its weight, by the address of its counters: the one tensor
-# that is the layer's own in eager mode and in compiled graphs alike.
+# What runs a layer that owns its weight, by the value of a tensor that the layer holds:
+# compiled code may be loaded by another process, and may hand over a copy of a tensor.
+# A key is never used again.
+_KEYS = itertools.count()
 _LINEARS: weakref.WeakValueDictionary[int, CpuLinear] = weakref.WeakValueDictionary()
 
 
@@ -115,16 +119,25 @@ def _sparsify_tokens_fake(
 
 
 def _linear_tokens_cpu(
-    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    key: torch.Tensor,
+    counters: torch.Tensor,
+    outputs: int,
 ) -> torch.Tensor:
-    linear = _LINEARS[counters.data_ptr()]
+    linear = _LINEARS[int(key.item())]
     if x.dim() == 2:
-        return linear.run(x, bias)
-    return linear.run(x.reshape(-1, x.shape[-1]), bias).view(*x.shape[:-1], outputs)
+        return linear.run(x, bias, counters)
+    flat = linear.run(x.reshape(-1, x.shape[-1]), bias, counters)
+    return flat.view(*x.shape[:-1], outputs)
 
 
 def _linear_tokens_fake(
-    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    key: torch.Tensor,
+    counters: torch.Tensor,
+    outputs: int,
 ) -> torch.Tensor:
     return x.new_empty(*x.shape[:-1], outputs)
 
@@ -171,26 +184,42 @@ def sparsify_tokens(
     return result
 
 
-def register_linear(counters: torch.Tensor, linear: CpuLinear) -> None:
-    """Let :func:`linear_tokens` find a layer; it is forgotten when the layer is."""
-    _LINEARS[counters.data_ptr()] = linear
+def register_linear(linear: CpuLinear) -> torch.Tensor:
+    """Let :func:`linear_tokens` find a layer; it is forgotten when the layer is.
+
+    Returns:
+        The key it is found by: ``[1]`` int64.
+    """
+    number = next(_KEYS)
+    _LINEARS[number] = linear
+    return torch.tensor([number], device="cpu")
 
 
 def linear_tokens(
-    x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, outputs: int
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+    *,
+    key: torch.Tensor,
+    counters: torch.Tensor,
+    outputs: int,
 ) -> torch.Tensor:
     """Run a layer that owns its weight: sparsify if the step says so, and multiply.
 
     Args:
         x: ``[..., K]`` activation; not modified.
         bias: ``[O]`` or None.
-        counters: ``[2]`` int64 of the layer, which it is found by; updated in place.
+        key: what :func:`register_linear` returned.
+        counters: ``[2]`` int64, updated in place: elements and non-zeros of the real
+            tokens that were sparsified.
         outputs: O of this rank.
 
     Returns:
         ``[..., O]`` in the dtype of ``x``.
     """
+    if not torch.compiler.is_compiling():
+        # Nothing is traced: the dispatcher would only cost microseconds a layer.
+        return _linear_tokens_cpu(x, bias, counters, outputs)
     result: torch.Tensor = torch.ops.vllm_sparse.linear_tokens(
-        x, bias, counters, outputs
+        x, bias, key, counters, outputs
     )
     return result

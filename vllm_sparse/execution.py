@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "kernels": (AUTO, ON, OFF),
     "dense_fallback": (KEEP, DROP),
     "sparse_weights": (AUTO, OFF),
+    "dense_weights": (AUTO, OFF),
 }
 
 
@@ -33,11 +34,15 @@ class Execution:
         dense_fallback: ``keep`` vLLM's own layout of a weight beside ours, for steps
             with many tokens (twice the memory of such a layer); ``drop`` it.
         sparse_weights: ``auto`` packs weights that hold enough zeros; ``off`` never.
+        dense_weights: ``auto`` gives layers without any sparsity our layout too, which
+            is read faster at few tokens, for the memory ``dense_fallback`` says; ``off``
+            leaves them to vLLM.
     """
 
     kernels: str = AUTO
     dense_fallback: str = KEEP
     sparse_weights: str = AUTO
+    dense_weights: str = OFF
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], where: str) -> Execution:

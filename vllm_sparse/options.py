@@ -44,8 +44,8 @@ def resolve_options(
             Keys: ``enabled`` (bool), one of ``activation_sparsity`` (pattern),
             ``config`` (inline object) and ``config_file`` (path); ``phase``, which
             overrides the configuration's; ``source``, a text that is shown; and those
-            of :class:`~vllm_sparse.execution.Execution`. ``sparse_weights: auto`` alone
-            is enough to be active.
+            of :class:`~vllm_sparse.execution.Execution`. ``sparse_weights: auto`` or
+            ``dense_weights: auto`` alone is enough to be active.
         model_folder: local folder of the model, if known.
 
     Raises:
@@ -73,8 +73,9 @@ def resolve_options(
         sidecar = read_sidecar(model_folder)
         if sidecar is not None:
             found = sidecar, f"sidecar {model_folder / SIDECAR_NAME}"
-    if found is None and given.get("sparse_weights") == "auto":
-        found = SparsityConfig(), "sparse weights"
+    asked = [k for k in ("sparse_weights", "dense_weights") if given.get(k) == "auto"]
+    if found is None and asked:
+        found = SparsityConfig(), f"{asked[0]}: auto"
     if found is None:
         if phase is not None:
             raise ConfigError(

@@ -55,14 +55,19 @@ class TokenPhases:
         self.codes[tokens:] = PADDING
         self.totals += (codes == self._kinds[:, None]).sum(dim=1)
         if self.codes.is_cpu:  # once a step, so that no layer has to look
-            found = self.codes[:tokens].numpy()
-            same = bool(tokens) and bool((found == found[0]).all())
-            self.tokens, self._code = tokens, int(found[0]) if same else None
+            self.tokens, self._code = tokens, self._common(tokens)
 
     def clear(self) -> None:
         """Mark everything as padding."""
         self.codes.zero_()
         self.tokens, self._code = 0, PADDING
+
+    def real(self, rows: int) -> int:
+        """Return how many of a layer's rows are tokens of the step. On CPUs only.
+
+        More rows than a step can have are no tokens of it.
+        """
+        return 0 if rows > len(self.codes) else min(rows, self.tokens)
 
     def uniform(self, rows: int) -> int | None:
         """Return the code that all of a layer's rows share, None if they differ.
@@ -70,7 +75,14 @@ class TokenPhases:
         Rows beyond the step's tokens are padding, for which any treatment is right. On
         CPUs only.
         """
-        if self._code is not None or rows > len(self.codes):
-            return self._code
-        found = self.codes[: min(rows, self.tokens)].numpy()
+        real = self.real(rows)
+        if self._code is not None:
+            return self._code if real else PADDING
+        return self._common(real)
+
+    def _common(self, tokens: int) -> int | None:
+        """Return the code of the first tokens, None if they differ."""
+        if not tokens:
+            return PADDING
+        found = self.codes[:tokens].numpy()
         return int(found[0]) if (found == found[0]).all() else None

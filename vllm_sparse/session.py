@@ -28,6 +28,8 @@ from vllm_sparse.state import LayerState
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+    from vllm_sparse.cpu.linear import CpuLinear
+
 logger = init_logger("vllm." + __name__)
 
 # Runners pad a step to the next captured size or tensor-parallel multiple.
@@ -189,7 +191,7 @@ class Session:
 
     def _own(self, layer: LinearBase, state: LayerState) -> None:
         """Let the layer keep its weight in the layouts of our kernels."""
-        from vllm_sparse.cpu.linear import CpuLinear, Selection
+        from vllm_sparse.cpu.linear import Selection
         from vllm_sparse.cpu.method import CpuLinearMethod
 
         counters = torch.zeros(2, dtype=torch.int64)
@@ -205,8 +207,8 @@ class Session:
             state.linear = linear
             if linear is not None:
                 state.backend = "cpu"
-                held = "packed" if linear.weights.packed is not None else "rows"
-                state.reason = f"{state.reason}; our {held} and {_fallback(linear)}"
+                rule = state.reason.partition(";")[0]
+                state.reason = f"{rule}; {_describe_linear(linear)}"
             self._after_load()
 
         layer.quant_method = CpuLinearMethod(
@@ -260,9 +262,9 @@ _OWNABLE = ("UnquantizedLinearMethod", "PackedLinearMethod")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def _fallback(linear: Any) -> str:
-    names = list(linear.products)
-    return f"{names[0]} for many tokens"
+def _describe_linear(linear: CpuLinear) -> str:
+    held = "bits and values" if linear.weights.packed is not None else "K-major rows"
+    return f"our {held} for few tokens, {linear.first} for many"
 
 
 def _method_name(layer: LinearBase) -> str:

@@ -102,5 +102,3 @@ def test_alone_and_in_a_batch(dtype):
         assert_rounded(batch, *exact_linear(x, weight), 128)
     else:
         assert torch.equal(batch, alone)
-
-

@@ -149,5 +149,3 @@ def test_what_all_channels_and_a_shift_give_is_the_dense_product(dtype):
     owed = (shift @ weight.float()).to(dtype)
     found = linear_cpu(packed, weight, owed, per_token, weight.float().sum(0))
     assert torch.equal(found, (x.float() @ weight.float()).to(dtype))
-
-

@@ -11,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cpu_kernels import (
     DTYPES,
+    PATTERNS,
     assert_rounded,
     at_the_end,
     bits,
+    compacted,
+    exact_linear,
     hostile_memory,
     kernels,
     random,
@@ -25,11 +28,9 @@ from nmsparse.native import library
 from nmsparse.native.memory import k_major, padded_rows
 from nmsparse.ops.linear.cpu import linear_cpu, stream_k_major
 from nmsparse.ops.linear.reference import linear_reference
-from nmsparse.ops.sparsify import CompactActivation, Correction
-from nmsparse.ops.sparsify.cpu import compact_cpu
-from nmsparse.pattern import NMPattern, parse_pattern
+from nmsparse.ops.sparsify import CompactActivation
+from nmsparse.pattern import parse_pattern
 
-MAGNITUDE = "magnitude"
 # Around steps of 32 outputs, ranges of 64 of a thread, and slabs of 8192.
 OUTPUTS = (1, 31, 32, 33, 65, 200, 8193)
 TERMS = ("bias", "addend", "scale", "token_shift", "row_sum")
@@ -88,7 +89,7 @@ def test_every_number_of_tokens_and_every_layout(dtype, outputs):
             assert torch.equal(found, results[0])
 
 
-@pytest.mark.parametrize("text", ["1:4", "2:4", "16:32", "3:5", "31:32", "7:7", "50%"])
+@pytest.mark.parametrize("text", PATTERNS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_pattern(dtype, text):
     # Few kept channels, many, all, and groups of 16 rows that are not full.

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cpu_kernels import (
     DTYPES,
+    PATTERNS,
     assert_rounded,
     at_the_end,
     bits,
@@ -26,8 +27,6 @@ from nmsparse.ops.packed.cpu import packed_linear_cpu, stream_o_major
 from nmsparse.ops.packed.reference import packed_linear_reference
 from nmsparse.packed import PADDING, PackedWeight
 from nmsparse.pattern import parse_pattern
-
-PATTERNS = "1:4 2:4 4:8 8:16 16:32 3:8 7:7 3:5 31:32 16:16 50%".split()
 
 
 @pytest.fixture(autouse=True, scope="module")

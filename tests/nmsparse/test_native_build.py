@@ -1,4 +1,4 @@
-"""The CPU kernels are compiled once, shipped, chosen by processor, and never half-made.
+"""The CPU kernels are compiled once, shipped, and never half-made.
 
 A stand-in of a few lines takes the place of the kernels, so nothing here takes long.
 """
@@ -11,14 +11,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from nmsparse.native import __main__ as command
-from nmsparse.native import build, compiler, isa, library, openmp
+from nmsparse.native import build, isa, library, openmp
 from nmsparse.native.compiler import BuildError, Compiler, find_compiler
 from nmsparse.native.library import NativeUnavailable, load, status
 
@@ -44,29 +42,10 @@ NMS_API int nms_team(int threads) {
   return members;
 }
 """
-AVX2 = "fpu sse2 avx avx2 fma f16c bmi1 bmi2 popcnt abm"
-AVX512 = AVX2 + " avx512f avx512bw avx512vl avx512dq avx512cd"
-BF16 = AVX512 + " avx512vbmi avx512_vbmi2 avx512_bf16"
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux"
 )
-
-
-@pytest.fixture
-def cpu(tmp_path, monkeypatch):
-    """Return a function that sets what this processor can do."""
-
-    def pretend(flags, machine="x86_64"):
-        text = f"processor\t: 0\nflags\t\t: {flags}\n\nprocessor\t: 1\nflags\t\t: x\n"
-        (tmp_path / "cpuinfo").write_text(text)
-        monkeypatch.setattr(isa, "_CPUINFO", tmp_path / "cpuinfo")
-        monkeypatch.setattr("platform.machine", lambda: machine)
-        isa.cpu_flags.cache_clear()
-
-    monkeypatch.delenv(isa.ISA_ENV, raising=False)
-    yield pretend
-    isa.cpu_flags.cache_clear()
 
 
 @pytest.fixture
@@ -108,10 +87,6 @@ def leftovers(native):
     return sorted(p.name for p in folder.iterdir() if p.suffix != ".lock")
 
 
-def levels():
-    return " ".join(level.name for level in isa.supported())
-
-
 def python(program, *arguments):
     """Run a program in a fresh process; return what it wrote."""
     done = subprocess.run(
@@ -123,61 +98,6 @@ def python(program, *arguments):
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
-        (BF16, "avx512bf16 avx512 avx2 portable"),
-        (BF16.replace("avx512_vbmi2", ""), "avx512 avx2 portable"),
-        (AVX512, "avx512 avx2 portable"),
-        (AVX2, "avx2 portable"),
-        (AVX2.replace("abm", ""), "portable"),
-    ],
-)
-def test_levels_follow_the_processor(cpu, flags, expected):
-    cpu(flags)
-    assert levels() == expected
-
-
-def test_other_machines_run_the_portable_level(cpu, monkeypatch, tmp_path):
-    cpu(BF16, machine="aarch64")
-    assert levels() == "portable"
-    cpu(BF16, machine="AMD64")
-    monkeypatch.setattr(isa, "_CPUINFO", tmp_path / "no such file")
-    assert levels() == "portable"
-
-
-def test_levels_are_fixed_flags():
-    for level in isa.LEVELS:
-        assert not {"-march=native", "-mtune=native"} & set(compiler.flags(level))
-    assert isa.LEVELS[-1].flags == ()
-    bf16, avx512, avx2, _ = (set(level.flags) for level in isa.LEVELS)
-    assert bf16 - avx512 == {"-mavx512vbmi", "-mavx512vbmi2", "-mavx512bf16"}
-    assert avx2 < avx512
-
-
-def test_forced_level(cpu, monkeypatch):
-    cpu(BF16)
-    monkeypatch.setenv(isa.ISA_ENV, "avx2")
-    assert levels() == "avx2"
-    monkeypatch.setenv(isa.ISA_ENV, "")
-    assert len(isa.supported()) == 4
-    monkeypatch.setenv(isa.ISA_ENV, "avx215")
-    with pytest.raises(
-        ValueError, match=r"NMSPARSE_ISA='avx215': .*Did you mean: avx2"
-    ):
-        isa.supported()
-
-
-@pytest.mark.parametrize(
-    ("machine", "lacks"), [("x86_64", "avx512_bf16"), ("aarch64", "an x86-64 CPU")]
-)
-def test_forced_level_the_processor_cannot_run(cpu, monkeypatch, machine, lacks):
-    cpu(AVX512, machine=machine)
-    monkeypatch.setenv(isa.ISA_ENV, "avx512bf16")
-    with pytest.raises(RuntimeError, match=rf"lacks .*{lacks}.*Expected one of.*Unset"):
-        isa.supported()
 
 
 @needs_compiler
@@ -428,63 +348,3 @@ def test_command_runs_a_program_with_sanitized_kernels(native, monkeypatch):
     assert "libasan" in environment["LD_PRELOAD"]
     assert environment["ASAN_OPTIONS"] == "detect_leaks=0"
     assert any("-sanitize-" in name for name in leftovers(native))
-
-
-@pytest.fixture
-def checkout(tmp_path, repo_root):
-    """Copy what a distribution is made from, with the stand-in for the kernels."""
-    source = tmp_path / "checkout"
-    source.mkdir()
-    for entry in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
-        shutil.copy(repo_root / entry, source)
-    ignore = shutil.ignore_patterns("__pycache__", "*.egg-info", "csrc", "lib")
-    for folder in ("kernels", "offline_prune", "vllm_sparse"):
-        shutil.copytree(repo_root / folder, source / folder, ignore=ignore)
-    csrc = source / "kernels" / "nmsparse" / "csrc"
-    csrc.mkdir()
-    (csrc / build.UNIT).write_text('#include "part.h"\n')
-    (csrc / "part.h").write_text(STAND_IN)
-    return source
-
-
-def distribute(checkout, *options):
-    """Build from the copy; return what came out, by suffix."""
-    arguments = [sys.executable, "-m", "build", "--no-isolation", *options]
-    arguments += ["--skip-dependency-check", "--outdir", "dist"]
-    done = subprocess.run(
-        arguments, cwd=checkout, capture_output=True, text=True, check=False
-    )
-    said = done.stdout + done.stderr
-    assert done.returncode == 0, said
-    return {path.suffix: path for path in (checkout / "dist").iterdir()}, said
-
-
-@needs_compiler
-def test_wheel_brings_an_object_for_every_level(checkout, monkeypatch):
-    monkeypatch.delenv("NMSPARSE_SKIP_NATIVE", raising=False)
-    # Without --wheel: a source distribution, and the wheel from that alone.
-    made, _ = distribute(checkout)
-    with tarfile.open(made[".gz"]) as archive:
-        assert any(name.endswith("/csrc/part.h") for name in archive.getnames())
-    assert "-py3-none-linux_" in made[".whl"].name
-    installed = checkout / "installed"
-    with zipfile.ZipFile(made[".whl"]) as wheel:
-        wheel.extractall(installed)
-    sources = build.source_hash(installed / "nmsparse" / "csrc")
-    made_here = [each for each in isa.for_machine() if find_compiler().accepts(each)]
-    for level in made_here:
-        path = installed / "nmsparse" / "native" / "lib" / build.object_name(level)
-        assert build.problem(path, sources) is None
-    assert len(list(installed.rglob("*.so"))) == len(made_here)
-    assert list(checkout.glob("kernels/**/*.so")) == []
-
-
-@pytest.mark.parametrize("setting", [("NMSPARSE_SKIP_NATIVE", "1"), ("CXX", "absent")])
-def test_wheel_without_a_compiler_is_pure_and_says_so(checkout, monkeypatch, setting):
-    monkeypatch.setenv(*setting)
-    made, said = distribute(checkout, "--wheel")
-    assert "-py3-none-any" in made[".whl"].name
-    assert "WHEEL WITHOUT COMPILED CPU KERNELS" in said
-    files = zipfile.ZipFile(made[".whl"]).namelist()
-    assert "nmsparse/csrc/part.h" in files
-    assert not [name for name in files if name.endswith(".so")]

@@ -51,6 +51,9 @@ def _jobs(folders):
     chunks = {"enable_chunked_prefill": True, "max_num_batched_tokens": 16}
     chunks |= {"max_num_seqs": 8}
     jobs["chunked"] = {**llama, "options": sparse("8:16", **ON, **chunks)}
+    dense = {"dense_weights": "auto", "kernels": "on"}
+    jobs["dense", "stock"] = {**llama, "options": {"dtype": "float32"}}
+    jobs["dense", "ours"] = {**llama, "options": with_options(dense, dtype="float32")}
     jobs["lora"] = {**llama, "options": sparse("8:16", **ON, enable_lora=True)}
     jobs["compiled"] = {**llama, "options": sparse("8:16", **ON, enforce_eager=False)}
     for name in ("bf16 off", "bf16 on"):
@@ -72,7 +75,7 @@ def runs(folders, tmp_path_factory):
     cache = str(tmp_path_factory.mktemp("cache"))
     jobs = _jobs(folders)
     # Kernels compiled before stay in use; measured tables are this test's own.
-    return run_engines(jobs, VLLM_SPARSE_CACHE=cache)
+    return run_engines(jobs, NMSPARSE_CACHE=cache)
 
 
 def layers(run):
@@ -142,6 +145,11 @@ def test_pruned_weights_are_packed_and_give_the_same_tokens(runs, fallback):
         dense = layer["in_features"] * layer["out_features"] * 4
         assert layer["weight_sparsity"] == pytest.approx(0.6, abs=0.02)
         assert 0 < layer["extra_bytes"] < 0.6 * dense
+
+
+def test_dense_layers_can_have_our_layout_too(runs):
+    assert runs["dense", "ours"]["tokens"] == runs["dense", "stock"]["tokens"]
+    assert "stream" in calls(runs["dense", "ours"])
 
 
 def test_sparse_activations_on_pruned_weights(runs):

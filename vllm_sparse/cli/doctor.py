@@ -34,8 +34,17 @@ def doctor(arguments: Sequence[str]) -> int:
     """Print the report; return 1 if something needed does not work."""
     parser = argparse.ArgumentParser(prog="vllm-sparse doctor", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--model",
+        metavar="FOLDER",
+        help="also: memory of the linear layers of this model (a folder, or a Hugging "
+        "Face id in the local cache) with activation sparsity on a CPU",
+    )
     args = parser.parse_args(arguments)
-    checks = [*_versions(), *_hardware(), *_plugin(), *_backends()]
+    checks = [*_versions(), *_hardware(), *_plugin()]
+    checks += [*_native(), *_backends(), *_tables()]
+    if args.model is not None:
+        checks += _memory(args.model)
     if args.json:
         rows = [{"subject": c.subject, "found": c.found, "ok": c.ok} for c in checks]
         sys.stdout.write(json.dumps(rows, indent=2) + "\n")
@@ -112,6 +121,23 @@ def _plugin() -> list[Check]:
     return [Check("plugin", "registers its layers and worker methods", True)]
 
 
+def _native() -> list[Check]:
+    """Say which CPU kernels are loaded; this compiles them if need be."""
+    from nmsparse.native import library
+
+    try:
+        found = library.status()
+    except (ValueError, RuntimeError) as error:  # a setting that cannot be obeyed
+        return [Check("cpu kernels", str(error), False)]
+    if not found.available:
+        return [Check("cpu kernels", f"none: {found.reason}")]
+    origin = "from the wheel" if found.origin == "wheel" else "compiled here"
+    return [
+        Check("cpu kernels", f"{found.isa}, {origin}: {found.path}", True),
+        Check("openmp", f"{found.openmp}"),
+    ]
+
+
 def _backends() -> list[Check]:
     import torch
 
@@ -120,11 +146,50 @@ def _backends() -> list[Check]:
     checks: list[Check] = []
     for op in BACKENDS:
         for device in devices:
-            chosen: Any = explain(op, device=device, pattern=pattern)
-            text = f"{chosen.backend}: {chosen.reason}"
-            checks.append(Check(f"{op} on {device}", text, True))
+            subject = f"{op} on {device}"
+            try:
+                chosen: Any = explain(op, device=device, pattern=pattern)
+            except (ValueError, RuntimeError) as error:
+                checks.append(Check(subject, str(error), False))
+                continue
+            checks.append(Check(subject, f"{chosen.backend}: {chosen.reason}", True))
             checks.extend(
-                Check(f"{op} on {device}", f"{name} not used: {why}")
+                Check(subject, f"{name} not used: {why}")
                 for name, why in chosen.rejected
             )
     return checks
+
+
+def _tables() -> list[Check]:
+    """List what was measured about kernels on this machine."""
+    subject = "dispatch cache"
+    try:
+        from vllm_sparse.cpu.table import cache_folder
+    except Exception as error:  # whatever vLLM's import raises
+        return [Check(subject, f"not looked for: {error}")]
+    files = sorted(cache_folder().glob("dispatch-*.json"))
+    if not files:
+        where = cache_folder()
+        return [Check(subject, f"none in {where}: the first start measures")]
+    return [Check(subject, f"{file}: {_table(file)}") for file in files]
+
+
+def _table(file: Path) -> str:
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        about, shapes = data["context"], len(data["tables"])
+        return (
+            f"{shapes} layer shapes, {about['isa']}, {about['threads']} threads, "
+            f"torch {about['torch']}, vllm {about['vllm']}"
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"cannot be read ({error!r}); the next start writes it anew"
+
+
+def _memory(model: str) -> list[Check]:
+    from vllm_sparse.cli.memory import estimate
+
+    try:
+        return [Check(f"memory {name}", text) for name, text in estimate(model)]
+    except ValueError as error:
+        return [Check("memory", str(error), False)]

@@ -35,10 +35,19 @@ _EXECUTION_HELP = {
     "sparse_weights": "Pack pruned weights in memory, so that decoding reads fewer "
     "bytes (auto, the default once sparsity is on), or not (off). 'auto' alone "
     "activates the plugin for a pruned model without a sidecar.",
+    "dense_weights": "Give layers without any sparsity the plugin's layout too, which "
+    "is read faster at few tokens and gives the dense result (auto), or leave them to "
+    "vLLM (off, the default). 'auto' alone activates the plugin for a dense model.",
 }
 PROGRAM = "vllm-sparse serve"
 OFF = "off"
-_OUR_FLAGS = ("--activation_sparsity", "--sparsity_", "--dense_fallback", "--sparse_w")
+_OUR_FLAGS = (
+    "--activation_sparsity",
+    "--sparsity_",
+    "--dense_fallback",
+    "--sparse_w",
+    "--dense_w",
+)
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",

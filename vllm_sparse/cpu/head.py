@@ -72,10 +72,12 @@ class StreamedHead:
         """Return logits ``[..., vocabulary]`` for ``x`` (``[..., K]``)."""
         tokens = x.numel() // max(1, x.shape[-1])
         way = choose(self.times, STOCK, tokens, (STOCK, STREAM))
+        if x.dtype != weight.dtype:  # what our kernel would misread
+            way = STOCK
         self.calls[way] += 1
-        if way == STOCK or x.dtype != self.weight.dtype:
+        if way == STOCK:
             return self.stock(x, weight, bias)
-        flat = stream_o_major(x.reshape(-1, x.shape[-1]), self.weight, bias)
+        flat = stream_o_major(x.reshape(-1, x.shape[-1]), weight, bias)
         return flat.view(*x.shape[:-1], flat.shape[1])
 
 
@@ -89,7 +91,7 @@ def wrap_heads(model: torch.nn.Module) -> Iterator[StreamedHead]:
         if stock is None or weight is None or isinstance(stock, StreamedHead):
             continue
         fits = weight.dim() == 2 and weight.numel() and weight.dtype in DTYPES
-        if fits and weight.is_contiguous():
+        if fits and weight.is_contiguous() and not weight.is_meta:
             head = StreamedHead(weight.data, stock)
             module.cpu_linear = head
             yield head

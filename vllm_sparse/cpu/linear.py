@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from nmsparse.ops.linear.cpu import linear_cpu
-from nmsparse.ops.sparsify.cpu import compact_cpu, sparsify_cpu
+from nmsparse.ops.linear.planned import SparseLinearPlan
+from nmsparse.ops.sparsify.cpu import sparsify_cpu
 from nmsparse.pattern import NMPattern
 from vllm_sparse.cpu.products import Product, products
 from vllm_sparse.cpu.table import TOKENS, Times, choose
@@ -46,10 +46,10 @@ class CpuLinear:
         in_features: K of this rank.
         selection: what is sparsified; None for a dense input.
         phases: phases of the step's tokens.
-        counters: ``[2]`` int64, elements and non-zeros of sparsified tokens.
         always: use our kernels for few tokens without having measured them.
 
     Attributes:
+        dtype: type of weight and activations.
         calls: how often each way ran.
         times: the measured table; empty until measured.
     """
@@ -62,20 +62,28 @@ class CpuLinear:
         in_features: int,
         selection: Selection | None,
         phases: TokenPhases,
-        counters: torch.Tensor,
         always: bool = False,
     ) -> None:
-        self.weights = weights
         self.in_features = in_features
         self.selection = selection
-        self.products = products(weights, stock)
-        self.first = next(iter(self.products))
         self.calls: Counter[str] = Counter()
         self.times: Times = {}
         self._phases = phases
-        self._counters = counters
         self._always = always
         self._chosen: dict[tuple[int, bool], str] = {}
+        self.set_weights(weights, stock)
+
+    def set_weights(self, weights: Weights, stock: Product | None) -> None:
+        """Use these copies from now on: a model's weights can be loaded again."""
+        self.weights = weights
+        self.products = products(weights, stock)
+        self.first = next(iter(self.products))
+        self._chosen.clear()
+        if weights.rows is not None:
+            self.dtype, self._outputs = weights.rows.dtype, weights.rows.shape[1]
+        elif weights.packed is not None:
+            self.dtype, self._outputs = weights.packed.dtype, weights.packed.shape[0]
+        self._plans: dict[tuple[int, bool], SparseLinearPlan] = {}
 
     @property
     def key(self) -> str:
@@ -87,23 +95,6 @@ class CpuLinear:
         chosen = self.selection.pattern if self.selection else "dense"
         ways = "+".join(self.products)
         return f"{self.in_features}x{self._outputs} {self.dtype} {form} {chosen} {ways}"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of weight and activations."""
-        weights = self.weights
-        if weights.rows is not None:
-            return weights.rows.dtype
-        assert weights.packed is not None
-        return weights.packed.dtype
-
-    @property
-    def _outputs(self) -> int:
-        weights = self.weights
-        if weights.rows is not None:
-            return weights.rows.shape[1]
-        assert weights.packed is not None
-        return weights.packed.shape[0]
 
     def explain(self) -> dict[str, str]:
         """Return the way of every number of tokens, with its gain over the first."""
@@ -168,20 +159,36 @@ class CpuLinear:
 
     # -- execution ------------------------------------------------------------------
 
-    def run(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """Return ``[T, O]`` for ``x`` (``[T, K]``), sparsified as the step says."""
-        tokens = x.shape[0]
-        selected = self._selected(tokens)
+    def run(
+        self, x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ``[T, O]`` for ``x`` (``[T, K]``), sparsified as the step says.
+
+        Args:
+            x: the activation.
+            bias: ``[O]`` or None.
+            counters: ``[2]`` int64, updated in place: elements and non-zeros of real
+                tokens that were sparsified.
+        """
+        if not len(x):
+            return x.new_empty(0, self._outputs)
+        selected = self._selected(len(x))
         if selected is None:
-            return self._mixed(x, bias)
-        way = self.way(tokens, sparse=selected)
+            return self._mixed(x, bias, counters)
+        way = self._way(x, sparse=selected)
         self.calls[way] += 1
         if not selected:
             return self.products[way](x, bias)
-        nonzeros = self._counter(tokens)
+        nonzeros = self._counter(x, counters)
         if way.startswith(MASKED):
             return self._masked(x, bias, way[len(MASKED) + 1 :], nonzeros)
         return self._gather(x, bias, nonzeros, per_token=way == PER_TOKEN)
+
+    def _way(self, x: torch.Tensor, *, sparse: bool) -> str:
+        if x.dtype is self.dtype:
+            return self.way(len(x), sparse=sparse)
+        # Our kernels would read the weight in the type of x: leave the answer to torch.
+        return f"{MASKED}+{self.first}" if sparse else self.first
 
     def _selected(self, tokens: int) -> bool | None:
         """Return whether all tokens are sparsified, none, or (None) some."""
@@ -192,17 +199,20 @@ class CpuLinear:
         code = self._phases.uniform(tokens)
         return None if code is None else code == self.selection.phase
 
-    def _counter(self, rows: int) -> torch.Tensor | None:
+    def _counter(self, x: torch.Tensor, counters: torch.Tensor) -> torch.Tensor | None:
         """Count the elements of real tokens; return where their non-zeros go."""
         assert self.selection is not None
-        real = min(rows, self._phases.tokens)
+        real = self._phases.real(len(x))
         if not real:
             return None
         # Through numpy: tensor arithmetic on one number costs microseconds.
-        counts = self._counters.numpy()
-        counts[_ELEMENTS] += real * self.in_features
-        # Padding rows of a step (none in eager mode) are counted with it.
-        return self._counters[_NONZEROS:]
+        counters.numpy()[_ELEMENTS] += real * self.in_features
+        nonzeros = counters[_NONZEROS:]
+        if real == len(x):
+            return nonzeros
+        # A padded step (none in eager mode): the product's kernel would count padding.
+        sparsify_cpu(x[:real], self.selection.pattern, "magnitude", nonzeros)
+        return None
 
     def _gather(
         self,
@@ -212,12 +222,15 @@ class CpuLinear:
         *,
         per_token: bool = False,
     ) -> torch.Tensor:
-        assert self.selection is not None
-        assert self.weights.rows is not None
-        compacted = compact_cpu(
-            x, self.selection.pattern, "magnitude", nonzeros=nonzeros
-        )
-        return linear_cpu(compacted, self.weights.rows, bias, per_token=per_token)
+        plan = self._plans.get((len(x), per_token))
+        if plan is None:
+            assert self.selection is not None
+            assert self.weights.rows is not None
+            plan = SparseLinearPlan(
+                self.weights.rows, self.selection.pattern, len(x), per_token=per_token
+            )
+            self._plans[len(x), per_token] = plan
+        return plan(x, bias, nonzeros)
 
     def _masked(
         self,
@@ -230,16 +243,17 @@ class CpuLinear:
         sparse = sparsify_cpu(x, self.selection.pattern, "magnitude", nonzeros)
         return self.products[product](sparse, bias)
 
-    def _mixed(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _mixed(
+        self, x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor
+    ) -> torch.Tensor:
         """Sparsify the tokens of the phase, and multiply all of them."""
         assert self.selection is not None
-        tokens = x.shape[0]
-        way = self.way(tokens, sparse=False)
+        way = self._way(x, sparse=False)
         self.calls[f"{MASKED}+{way}"] += 1
-        chosen = self._phases.codes[:tokens] == self.selection.phase
-        nonzeros = self._counters[_NONZEROS:]
+        chosen = self._phases.codes[: len(x)] == self.selection.phase
+        nonzeros = counters[_NONZEROS:]
         part = sparsify_cpu(x[chosen], self.selection.pattern, "magnitude", nonzeros)
-        self._counters.numpy()[_ELEMENTS] += part.numel()
+        counters.numpy()[_ELEMENTS] += part.numel()
         x = x.clone()
         x[chosen] = part
         return self.products[way](x, bias)

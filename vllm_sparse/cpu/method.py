@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,7 +53,9 @@ class CpuLinearMethod(LinearMethodBase):
         self._counters = counters
         self._after_load = after_load
         self._linear: CpuLinear | None = None
-        self._weights: Weights | None = None
+        # Copies that were taken, until the layer is processed.
+        self._taken: Weights | None = None
+        self._processed = False
         self._outputs = self._in_features = 0
         # Class attributes of the base class would hide the inner method's.
         self.requires_device_loading = inner.requires_device_loading
@@ -64,53 +67,63 @@ class CpuLinearMethod(LinearMethodBase):
         self.inner.create_weights(*args, **kwargs)
 
     def take(self, layer: torch.nn.Module) -> bool:
-        """Copy the complete weight into our layout, once.
+        """Copy the complete weight into our layout; again when it was loaded again.
 
         Returns:
             True if ``layer.weight`` was replaced by an empty parameter.
         """
         weight: torch.Tensor = layer.weight.data  # type: ignore[assignment]
+        # Convolutions and missing layers are vLLM's alone. A layer without copies stays
+        # so: compiled code has its product.
+        fits = weight.dim() == 2 and weight.numel() and not weight.is_meta
+        if not fits or (self._processed and self._linear is None):
+            return False
         self._outputs, self._in_features = weight.shape
         density = None if self._selection is None else self._selection.density
-        self._weights = take_weight(weight, density=density, execution=self._execution)
-        if not self._weights or self._execution.dense_fallback == "keep":
+        self._taken = take_weight(weight, density=density, execution=self._execution)
+        # The weight that MLA's attention reads itself is marked, and must stay.
+        read = getattr(layer, "_cpu_skip_gemm_dispatch", False)
+        if not self._taken or read or self._execution.dense_fallback == "keep":
             return False
         # An attribute must stay: LoRA asks for its device, loaders for its loader.
-        kept = vars(layer.weight)
         empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        layer.weight = torch.nn.Parameter(empty, requires_grad=False)
-        vars(layer.weight).update(kept)
+        parameter = torch.nn.Parameter(empty, requires_grad=False)
+        parameter.__class__ = type(layer.weight)
+        vars(parameter).update(vars(layer.weight))
+        layer.weight = parameter
         return True
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Own the weight; keep or drop vLLM's layout of it."""
-        first = self._weights is None
-        if first:
+        if self._taken is None:
             self.take(layer)
-        dropped = not layer.weight.numel()  # type: ignore[operator]
+        # What dropping leaves, and vLLM's own packing.
+        dropped = layer.weight.shape == (0,)
         if not dropped or not isinstance(self.inner, UnquantizedLinearMethod):
             self.inner.process_weights_after_loading(layer)
+        weights, self._taken = self._taken, None
+        processed, self._processed = self._processed, True
+        product = None if dropped else partial(_stock, self.inner, layer)
         if self._linear is not None:
-            return
-        if not self._weights:
-            self._after_load(None)
-            return
-
-        def stock(x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-            result: torch.Tensor = self.inner.apply(layer, x, bias)
-            return result
-
-        self._linear = CpuLinear(
-            self._weights,
-            None if dropped else stock,
-            in_features=self._in_features,
-            selection=self._selection,
-            phases=self._phases,
-            counters=self._counters,
-            always=self._execution.kernels == "on",
-        )
-        register_linear(self._counters, self._linear)
-        self._after_load(self._linear)
+            if weights is not None:
+                self._linear.set_weights(weights, product)
+        elif weights:
+            self._linear = CpuLinear(
+                weights,
+                product,
+                in_features=self._in_features,
+                selection=self._selection,
+                phases=self._phases,
+                always=self._execution.kernels == "on",
+            )
+            # Buffers, so that compiled code takes them as inputs; not persistent, so that
+            # weight loading does not look for them.
+            key = register_linear(self._linear)
+            layer.register_buffer("vllm_sparse_key", key, persistent=False)
+            counters = self._counters
+            layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
+        if not processed:
+            self._after_load(self._linear)
 
     def apply(
         self,
@@ -122,8 +135,13 @@ class CpuLinearMethod(LinearMethodBase):
         if self._linear is None:
             result: torch.Tensor = self.inner.apply(layer, x, bias)
             return result
-        counters: torch.Tensor = layer.vllm_sparse_counters  # type: ignore[assignment]
-        return linear_tokens(x, bias, counters, self._outputs)
+        return linear_tokens(
+            x,
+            bias,
+            key=layer.vllm_sparse_key,  # type: ignore[arg-type]
+            counters=layer.vllm_sparse_counters,  # type: ignore[arg-type]
+            outputs=self._outputs,
+        )
 
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
         """Forward to the inner method."""
@@ -135,3 +153,14 @@ class CpuLinearMethod(LinearMethodBase):
         if name == "inner":  # not set yet: avoid recursion while unpickling
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def _stock(
+    inner: LinearMethodBase,
+    layer: torch.nn.Module,
+    x: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return vLLM's own product."""
+    result: torch.Tensor = inner.apply(layer, x, bias)
+    return result

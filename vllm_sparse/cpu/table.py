@@ -21,7 +21,7 @@ from vllm.logger import init_logger
 logger = init_logger("vllm." + __name__)
 
 # Where measured tables are kept, instead of the user's cache folder.
-CACHE_ENV = "VLLM_SPARSE_CACHE"
+CACHE_ENV = "NMSPARSE_CACHE"
 
 # Token counts that are measured; others take the next larger one's decision, because
 # every sparse way loses with more tokens. Beyond the last, the first way is taken.
@@ -96,11 +96,17 @@ class TableCache:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path.parent, suffix=".tmp")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(data, file, indent=1)
-            Path(name).replace(self.path)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    json.dump(data, file, indent=1)
+                Path(name).replace(self.path)
+            except OSError:
+                Path(name).unlink(missing_ok=True)
+                raise
         except OSError as error:
-            logger.warning_once("vllm-sparse: %s not written: %s", self.path, error)
+            # Not the error itself: the random name in it would make every one new.
+            why = error.strerror
+            logger.warning_once("vllm-sparse: %s not written: %s", self.path, why)
 
     def _read(self) -> dict[str, Times]:
         """Return what is in the file; a damaged file holds nothing."""
@@ -113,7 +119,9 @@ class TableCache:
                 }
                 for key, times in data["tables"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, ArithmeticError, LookupError):
+            return {}
+        except (TypeError, AttributeError):  # of another form
             return {}
 
 

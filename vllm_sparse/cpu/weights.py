@@ -57,7 +57,8 @@ def take_weight(
 
     Returns:
         One copy at most: rows if the activation is sparser than the packed weight is
-        small, else the packed weight if there are zeros enough.
+        small, else the packed weight if there are zeros enough; rows for a dense layer
+        only if ``dense_weights`` asks for them.
     """
     sparsity = 1.0 - int(weight.count_nonzero()) / max(1, weight.numel())
     # Bytes of bits and values against the dense weight's.
@@ -66,7 +67,7 @@ def take_weight(
     if packable and (density is None or packed_share <= density + ROWS_GAIN):
         packed = to_streamed(PackedWeight.pack(weight))
         return Weights(packed=packed, sparsity=sparsity)
-    if density is not None:
+    if density is not None or execution.dense_weights == "auto":
         return Weights(rows=k_major(weight), sparsity=sparsity)
     return Weights(sparsity=sparsity)
 

@@ -9,8 +9,8 @@ namespace nms {
 
 // Most tokens that share one walk over the rows: beyond it a dense GEMM wins anyway.
 constexpr int kTokens = 16;
-// Floats of one thread's accumulators: they share L2 with two groups of rows.
-constexpr int64_t kAccumulators = 32768;
+// Columns a thread accumulates at a time; the accumulators of all tokens share L2 with two
+// groups of rows, so many tokens get half.
 constexpr int64_t kSlab = 8192;
 
 // The rows of one walk: pointers, padded to whole groups with a row of zeros, and each
@@ -143,7 +143,7 @@ void gather(const nms_gather_args& a) {
     parallel(a.threads, [&](int part, int parts) {
       static thread_local Scratch scratch;
       const Range mine = split(width, 2 * kStep, part, parts);
-      const int64_t slab = std::min(kSlab, kAccumulators / tokens / kStep * kStep);
+      const int64_t slab = tokens <= 4 ? kSlab : kSlab / 2;
       // A little longer than a slab: tokens must not compete for the same cache sets.
       const int64_t ld = slab + 3 * kStep;
       float* acc = scratch.take<float>(tokens * ld);

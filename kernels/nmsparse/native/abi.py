@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 
@@ -109,8 +109,18 @@ def call(function: Callable[[Any], int], args: ctypes.Structure) -> None:
         RuntimeError: if the kernel refuses its arguments.
     """
     code = function(ctypes.addressof(args))
+    if code:
+        fail(code, args)
+
+
+def fail(code: int, args: ctypes.Structure) -> NoReturn:
+    """Raise what a kernel's negative result means.
+
+    Raises:
+        MemoryError: if scratch memory could not be had.
+        RuntimeError: if the kernel refuses its arguments.
+    """
     if code == -2:
         raise MemoryError("CPU kernel: no memory for its scratch buffers.")
-    if code:
-        given = {name: getattr(args, name) for name, *_ in type(args)._fields_}
-        raise RuntimeError(f"CPU kernel refused its arguments: {given}.")
+    given = {name: getattr(args, name) for name, *_ in type(args)._fields_}
+    raise RuntimeError(f"CPU kernel refused its arguments: {given}.")

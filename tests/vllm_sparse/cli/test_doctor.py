@@ -6,13 +6,19 @@ import json
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
+from nmsparse.native import library
+from nmsparse.native.library import NativeStatus
 from vllm_sparse import __version__
 from vllm_sparse.cli import doctor as module
 from vllm_sparse.cli import main
 from vllm_sparse.cli.doctor import Check
+from vllm_sparse.cpu.table import CACHE_ENV, TableCache
+
+SECTIONS = ("_versions", "_hardware", "_plugin", "_native", "_backends", "_tables")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +64,7 @@ def test_the_plugin_registers(report):
     }
 
 
-@pytest.mark.parametrize("op", ["sparsify", "compact", "linear"])
+@pytest.mark.parametrize("op", ["sparsify", "compact", "linear", "packed"])
 def test_every_op_says_which_backend_runs_and_why(report, op):
     chosen, *refused = found(report, f"{op} on cpu")
     assert chosen["ok"] is True
@@ -69,7 +75,7 @@ def test_every_op_says_which_backend_runs_and_why(report, op):
 @pytest.fixture
 def quick(monkeypatch):
     """Leave out the sections that a test is not about."""
-    for section in ("_versions", "_hardware", "_plugin", "_backends"):
+    for section in SECTIONS:
         monkeypatch.setattr(module, section, list)
     return monkeypatch
 
@@ -127,3 +133,58 @@ def test_failing_registration_is_a_finding(monkeypatch):
     (check,) = module._plugin()
     assert check.ok is False
     assert check.found == "register() failed: libcudart.so.13 is missing"
+
+
+@pytest.mark.parametrize(
+    ("origin", "text"), [("wheel", "from the wheel"), ("compiled", "compiled here")]
+)
+def test_native_kernels(monkeypatch, origin, text):
+    status = NativeStatus(True, "avx2", Path("/k/kernels.so"), origin, "/t/libgomp.so")
+    monkeypatch.setattr(library, "status", lambda: status)
+    assert module._native() == [
+        Check("cpu kernels", f"avx2, {text}: /k/kernels.so", True),
+        Check("openmp", "/t/libgomp.so"),
+    ]
+
+
+def test_no_native_kernels_is_no_failure(monkeypatch):
+    status = NativeStatus(False, reason="C++ compiler: none")
+    monkeypatch.setattr(library, "status", lambda: status)
+    assert module._native() == [Check("cpu kernels", "none: C++ compiler: none")]
+
+
+def test_settings_that_cannot_be_obeyed_fail(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise ValueError("NMSPARSE_ISA='avx215': unknown ISA level")
+
+    monkeypatch.setattr(library, "status", refuse)
+    monkeypatch.setattr(module, "explain", refuse)
+    for check in (*module._native(), *module._backends()):
+        assert check.ok is False
+        assert "NMSPARSE_ISA" in check.found
+
+
+def test_dispatch_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv(CACHE_ENV, str(tmp_path))
+    (check,) = module._tables()
+    assert check.found == f"none in {tmp_path}: the first start measures"
+    about = {"isa": "avx2", "threads": 3, "torch": "2.13", "vllm": "0.32.0"}
+    cache = TableCache(tmp_path, about)
+    cache.put("8x8", {1: {"stock": 1.0}})
+    (check,) = module._tables()
+    text = "1 layer shapes, avx2, 3 threads, torch 2.13, vllm 0.32.0"
+    assert check == Check("dispatch cache", f"{cache.path}: {text}")
+    cache.path.write_text("{")
+    (check,) = module._tables()
+    assert "cannot be read" in check.found
+
+
+def test_memory_of_a_model(quick, capsys):
+    quick.setattr("vllm_sparse.cli.memory.estimate", lambda model: [("keep", model)])
+    assert main(["doctor", "--model", "org/name"]) == 0
+    assert capsys.readouterr().out.split() == ["--", "memory", "keep", "org/name"]
+
+
+def test_memory_of_no_model(quick, capsys):
+    assert main(["doctor", "--model", "/no/such"]) == 1
+    assert "FAIL  memory" in capsys.readouterr().out
