@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import Counter
 
 from nmsparse.config import SparsityConfig
+from vllm_sparse.options import resolve_options
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,8 @@ def test_configuration_examples_are_valid(pages):
             if "groups" in data:
                 SparsityConfig.parse(data, source="example")
                 found += 1
+            if "vllm_sparse" in data:
+                assert resolve_options(data["vllm_sparse"], None)
     assert found
 
 

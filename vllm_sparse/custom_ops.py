@@ -1,8 +1,10 @@
-"""The ops vLLM's graphs see: ``torch.ops.vllm_sparse.sparsify_tokens``.
+"""The ops vLLM's graphs see: ``sparsify_tokens`` and ``linear_tokens``.
 
-And ``linear_tokens``, which is the whole product, for layers that own their weight. One opaque op per sparse linear, with CPU and CUDA implementations and a fake, so it
-works in eager mode, under ``torch.compile`` and in CUDA graphs. What depends on data
-(which tokens are sparsified) is decided inside, from device tensors.
+One opaque op per sparse linear: ``torch.ops.vllm_sparse.sparsify_tokens`` before vLLM's
+product, with CPU and CUDA implementations, or ``linear_tokens`` instead of it, where a
+layer owns its weight. Both have a fake, so they work in eager mode, under
+``torch.compile`` and in CUDA graphs. What depends on data (which tokens are sparsified)
+is decided inside, from device tensors.
 
 Our own library namespace: nothing is added to vLLM's.
 """
@@ -218,7 +220,7 @@ def linear_tokens(
     """
     if not torch.compiler.is_compiling():
         # Nothing is traced: the dispatcher would only cost microseconds a layer.
-        return _linear_tokens_cpu(x, bias, counters, outputs)
+        return _linear_tokens_cpu(x, bias, key, counters, outputs)
     result: torch.Tensor = torch.ops.vllm_sparse.linear_tokens(
         x, bias, key, counters, outputs
     )

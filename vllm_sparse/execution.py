@@ -35,8 +35,8 @@ class Execution:
             with many tokens (twice the memory of such a layer); ``drop`` it.
         sparse_weights: ``auto`` packs weights that hold enough zeros; ``off`` never.
         dense_weights: ``auto`` gives layers without any sparsity our layout too, which
-            is read faster at few tokens, for the memory ``dense_fallback`` says; ``off``
-            leaves them to vLLM.
+            is read faster at few tokens, for the memory ``dense_fallback`` says;
+            ``off`` leaves them to vLLM.
     """
 
     kernels: str = AUTO

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase
 
 from nmsparse.config import ConfigError, SparsityConfig
-from nmsparse.dispatch import explain
+from nmsparse.dispatch import BACKEND_ENV, explain
 from nmsparse.packed_manifest import QUANT_METHOD as PACKED
 from nmsparse.pattern import NMPattern, Pattern
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
@@ -168,6 +169,9 @@ class Session:
         """Return why no layer can own its weight; None if layers can."""
         if self.execution.kernels == "off":
             return "kernels are off"
+        forced = os.environ.get(BACKEND_ENV)
+        if forced and forced != "cpu":
+            return f"{BACKEND_ENV}={forced}"
         if self.phases.codes.device.type != "cpu":
             return f"no kernel for {self.phases.codes.device.type} yet"
         from nmsparse.native import library
@@ -340,7 +344,7 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     folder: Path | None = find_folder(model.model, model.revision)
     found = resolve_options(options, folder)
     packed = getattr(model, "quantization", None) == PACKED
-    if found is None and packed and options is None:
+    if found is None and packed and (options or {}).get("enabled", True):
         # A packed folder wants its kernels without being asked.
         found = SparsityConfig(), "packed checkpoint"
     execution = Execution.parse(options or {}, f"additional_config[{OPTIONS_KEY!r}]")

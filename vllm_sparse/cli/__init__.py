@@ -11,11 +11,12 @@ _USAGE = f"""\
 vllm-sparse {__version__}: activation sparsity for vLLM
 
 usage: vllm-sparse serve MODEL [--activation-sparsity 8:16] [vLLM's own flags]
-       vllm-sparse doctor [--json]
+       vllm-sparse doctor [--json] [--model FOLDER]
        vllm-sparse --version
 
 serve    vLLM's OpenAI-compatible server with sparse linear layers
-doctor   versions, hardware, which backends work and why the others do not
+doctor   versions, hardware, which backends work and why the others do not; with
+         --model, the memory of its layers
 
 'vllm-sparse serve --help' lists vLLM's flags and ours.
 """

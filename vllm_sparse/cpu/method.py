@@ -31,7 +31,7 @@ class CpuLinearMethod(LinearMethodBase):
         selection: what is sparsified; None for a dense input.
         execution: the engine's choices.
         phases: phases of the step's tokens.
-        counters: ``[2]`` int64, elements and non-zeros.
+        counters: ``[2]`` int64, elements and non-zeros; becomes a buffer of the layer.
         after_load: called with the finished :class:`CpuLinear`, None if the layer has
             nothing of ours and stays vLLM's.
     """
@@ -87,7 +87,7 @@ class CpuLinearMethod(LinearMethodBase):
             return False
         # An attribute must stay: LoRA asks for its device, loaders for its loader.
         empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        parameter = torch.nn.Parameter(empty, requires_grad=False)
+        parameter: Any = torch.nn.Parameter(empty, requires_grad=False)
         parameter.__class__ = type(layer.weight)
         vars(parameter).update(vars(layer.weight))
         layer.weight = parameter
@@ -116,8 +116,8 @@ class CpuLinearMethod(LinearMethodBase):
                 phases=self._phases,
                 always=self._execution.kernels == "on",
             )
-            # Buffers, so that compiled code takes them as inputs; not persistent, so that
-            # weight loading does not look for them.
+            # Buffers, so that compiled code takes them as inputs; not persistent, so
+            # that weight loading does not look for them.
             key = register_linear(self._linear)
             layer.register_buffer("vllm_sparse_key", key, persistent=False)
             counters = self._counters

@@ -112,7 +112,8 @@ void select_groups(const Key* keys, int64_t channels, int kept, Bits& keep) {
     for_constants<M>([&](auto m) {
       constexpr int kBits = 8 * sizeof(Key);
       V& word = m < kBits ? low : high;
-      word |= (V)(beaten[m] < Key(kept)) & (V{} + Key(1u << (m % kBits)));
+      const Key bit = Key(1u << (m % kBits));
+      word |= (V)(beaten[m] < Key(kept)) & (V{} + bit);
     });
     const int here = int(std::min<int64_t>(L, (channels - first) / M));
     typedef typename std::make_unsigned<Key>::type U;
