@@ -123,6 +123,7 @@ def run_child(
                 received(json.loads(line))
         except BaseException:  # Ctrl-C too
             child.kill()
+            child.wait()
             raise
     if child.returncode:
         raise SystemExit(

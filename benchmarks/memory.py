@@ -3,9 +3,10 @@
     python benchmarks/memory.py --model llama-1b
 
 Every mode loads the model in a process of its own and generates a few tokens. A row
-holds what is resident once the model is loaded (mapped files included, and without
-them), the peak until then, and the peak with generation. All of it contains Python,
-torch and vLLM, and the KV cache: compare rows, do not read one alone.
+holds what is resident once the model is loaded (with mapped files, without them, and
+without what malloc keeps of freed memory either), the peak until then, and the peak
+with generation. All of it contains Python, torch and vLLM, and the KV cache: compare
+rows, do not read one alone.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def main() -> int:
         row = about | found
         print(
             f"{row['mode']:>16}  {row['rss_mib']:8.1f} MiB loaded "
-            f"({row['rss_anonymous_mib']:.1f} without mapped files)  "
+            f"({row['rss_anonymous_mib']:.1f} without mapped files, "
+            f"{row['rss_anonymous_trimmed_mib']:.1f} trimmed)  "
             f"{row['peak_rss_mib']:8.1f} MiB peak  {row['extra_mib']:.1f} MiB ours",
             flush=True,
         )

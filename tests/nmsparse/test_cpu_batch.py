@@ -6,6 +6,8 @@ Several tokens walk the union of their channels. Every ISA level runs this file:
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from support.cpu_kernels import (
@@ -22,7 +24,10 @@ from support.cpu_kernels import (
 
 from nmsparse.native import library
 from nmsparse.ops.linear.cpu import linear_cpu
+from nmsparse.ops.packed.cpu import stream_o_major
 from nmsparse.ops.sparsify import CompactActivation
+from nmsparse.ops.sparsify.cpu import compact_cpu
+from nmsparse.pattern import NMPattern
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -102,3 +107,20 @@ def test_alone_and_in_a_batch(dtype):
         assert_rounded(batch, *exact_linear(x, weight), 128)
     else:
         assert torch.equal(batch, alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_calls_from_several_threads(dtype):
+    # ctypes lets other threads run meanwhile; scratch memory belongs to one of them.
+    weight = random(256, 300, dtype=dtype, seed=2)
+    stored = [random(3, 256, dtype=dtype, seed=seed) for seed in range(4)]
+
+    def run(x):
+        packed = compact_cpu(x, NMPattern(8, 16), "magnitude")
+        return linear_cpu(packed, weight, None), stream_o_major(x, weight.t(), None)
+
+    expected = [run(x) for x in stored]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            for found, wanted in zip(pool.map(run, stored), expected, strict=True):
+                assert all(map(torch.equal, found, wanted))

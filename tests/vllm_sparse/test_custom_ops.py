@@ -1,7 +1,11 @@
-"""``sparsify_tokens``: the phase selects tokens, everything else is untouched."""
+"""``sparsify_tokens``: the phase selects tokens, everything else is untouched.
+
+``linear_tokens``: finds the layer that owns its weight, and counts where it is told.
+"""
 
 from __future__ import annotations
 
+import gc
 import math
 
 import pytest
@@ -9,10 +13,17 @@ import torch
 from support.oracle import sparsify_row
 
 from vllm_sparse import custom_ops
-from vllm_sparse.custom_ops import ELEMENTS, NONZEROS, sparsify_tokens
+from vllm_sparse.custom_ops import (
+    ELEMENTS,
+    NONZEROS,
+    linear_tokens,
+    register_linear,
+    sparsify_tokens,
+)
 from vllm_sparse.phases import DECODE, PADDING, PREFILL
 
 OP = torch.ops.vllm_sparse.sparsify_tokens.default
+LINEAR_OP = torch.ops.vllm_sparse.linear_tokens.default
 BOTH = PADDING  # as the op's argument, 0 means all tokens
 # Five tokens of a step, then padding up to the buffer's end.
 CODES = [PREFILL, DECODE, DECODE, PREFILL, DECODE, PADDING, PADDING, PADDING]
@@ -251,3 +262,95 @@ def test_errors_pass_through(run):
         run(*arguments, "magnitude")
     with pytest.raises(ValueError, match="Unknown criterion 'loudness'"):
         run(random(8, 8), *arguments[1:], "loudness")
+
+
+# -- linear_tokens ----------------------------------------------------------------------
+
+
+class Linear:
+    """What runs a layer: counts tokens as its elements, multiplies by its weight."""
+
+    def __init__(self, seed=1):
+        self.weight = random(12, 32, seed=seed)
+
+    def run(self, x, bias, counters):
+        counters.add_(torch.tensor([len(x), 1]))
+        return torch.nn.functional.linear(x, self.weight, bias)
+
+
+def test_the_layer_of_a_key_runs():
+    layers = [Linear(seed) for seed in range(3)]
+    keys = [register_linear(layer) for layer in layers]
+    x, bias, counters = random(5, 32), random(12), counters_of(100, 10)
+    for key, layer in zip(keys, layers, strict=True):
+        expected = torch.nn.functional.linear(x, layer.weight, bias)
+        for found in (
+            linear_tokens(x, bias, key=key, counters=counters, outputs=12),
+            LINEAR_OP(x, bias, key.clone(), counters, 12),
+        ):
+            assert torch.equal(found, expected)
+    assert counters.tolist() == [100 + 6 * 5, 10 + 6]
+
+
+@pytest.mark.parametrize(
+    "shape", [(5, 32), (1, 5, 32), (2, 3, 32), (0, 32), (1, 0, 32)]
+)
+def test_any_number_of_dimensions(shape):
+    layer = Linear()
+    key, counters, x = register_linear(layer), counters_of(), random(*shape)
+    found = linear_tokens(x, None, key=key, counters=counters, outputs=12)
+    expected = torch.nn.functional.linear(x, layer.weight)
+    torch.testing.assert_close(found, expected)
+    assert counters.tolist() == [x.numel() // 32, 1]
+    meta = LINEAR_OP(*(t.to("meta") for t in (x, x[0], key, counters)), 12)
+    assert (meta.shape, meta.dtype) == (found.shape, found.dtype)
+
+
+def test_a_layer_that_is_gone_is_not_mistaken_for_another():
+    first = Linear()
+    key = register_linear(first)
+    del first
+    gc.collect()
+    others = [Linear() for _ in range(9)]
+    later = {int(register_linear(layer)) for layer in others}
+    assert len(later) == 9
+    assert int(key) not in later
+    with pytest.raises(KeyError):
+        LINEAR_OP(random(1, 32), None, key, counters_of(), 12)
+
+
+def test_opcheck_of_linear_tokens():
+    """It hands over copies of every tensor, as a backend may."""
+    layer = Linear()
+    for x in (random(3, 32), random(1, 3, 32), random(0, 32)):
+        for bias in (None, random(12)):
+            arguments = (x, bias, register_linear(layer), counters_of(), 12)
+            torch.library.opcheck(LINEAR_OP, arguments)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
+def test_linear_tokens_compiles_whole(backend):
+    """Twice in one graph, too: backends that copy ``counters`` lose no count."""
+    torch._dynamo.reset()
+    layer, counters = Linear(), counters_of()
+    key = register_linear(layer)
+
+    def twice(x):
+        first = linear_tokens(x * 2, None, key=key, counters=counters, outputs=12)
+        return first + linear_tokens(x, None, key=key, counters=counters, outputs=12)
+
+    compiled = torch.compile(twice, fullgraph=True, dynamic=True, backend=backend)
+    total = 0
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for tokens in (7, 3, 5):
+            x = random(tokens, 32, seed=tokens)
+            expected = torch.nn.functional.linear(x * 2, layer.weight)
+            expected += torch.nn.functional.linear(x, layer.weight)
+            torch.testing.assert_close(compiled(x), expected)
+            total += 2 * tokens
+    assert counters.tolist() == [total, 6]
+    # The same code runs another layer: the key is an input of it.
+    other = Linear(seed=2)
+    key.copy_(register_linear(other))
+    expected = torch.nn.functional.linear(x * 3, other.weight)
+    torch.testing.assert_close(compiled(x), expected)

@@ -13,6 +13,7 @@ from huggingface_hub.errors import EntryNotFoundError, HFValidationError
 
 from nmsparse.config import ConfigError, Phase, SparsityConfig
 from nmsparse.sidecar import SIDECAR_NAME, write_sidecar
+from vllm_sparse.execution import CHOICES
 from vllm_sparse.options import (
     FINGERPRINT,
     download_sidecar,
@@ -94,6 +95,37 @@ def test_the_source_can_be_told():
     assert resolve_options(options, None)[1] == "sidecar of my/model"
 
 
+@pytest.mark.parametrize("name", ["sparse_weights", "dense_weights"])
+def test_weights_alone_activate_the_plugin(name):
+    config, source = resolve_options({name: "auto"}, None)
+    assert config.groups == {}
+    assert source == f"{name}: auto"
+    assert resolve_options({name: "off"}, None) is None
+
+
+@pytest.mark.parametrize("key", ["kernels", "dense_fallback"])
+def test_how_layers_run_activates_nothing(key, tmp_path):
+    options = {key: CHOICES[key][-1]}
+    assert resolve_options(options, None) is None
+    write_sidecar(tmp_path, CONFIG)
+    assert resolve_options(options, tmp_path)[0] == CONFIG
+
+
+def test_how_layers_run_is_no_part_of_the_configuration():
+    options = {name: choices[-1] for name, choices in CHOICES.items()}
+    found = resolve_options({**options, "activation_sparsity": "8:16"}, None)
+    assert found == resolve_options({"activation_sparsity": "8:16"}, None)
+
+
+def test_a_source_and_a_sidecar_come_before_weights(tmp_path):
+    both = {"sparse_weights": "auto", "activation_sparsity": "8:16"}
+    assert resolve_options(both, None)[1] == "activation sparsity 8:16"
+    write_sidecar(tmp_path, CONFIG)
+    assert resolve_options({"sparse_weights": "auto"}, tmp_path)[0] == CONFIG
+    off = {"sparse_weights": "auto", "enabled": False}
+    assert resolve_options(off, tmp_path) is None
+
+
 def test_options_are_not_modified():
     options = {"enabled": True, "activation_sparsity": "8:16", FINGERPRINT: "1"}
     before = dict(options)
@@ -108,6 +140,16 @@ def test_options_are_not_modified():
             {"activation_sparsty": "8:16"},
             rf"{WHERE}: Unknown key 'activation_sparsty'\. Did you mean: "
             r"activation_sparsity\?",
+        ),
+        ({"kernel": "on"}, rf"{WHERE}: Unknown key 'kernel'\. Did you mean: kernels\?"),
+        (
+            {"kernels": "of"},
+            rf"{WHERE}\.kernels: Unknown value 'of'\. Did you mean: off\?",
+        ),
+        ({"dense_fallback": True}, rf"{WHERE}\.dense_fallback: Unknown value 'True'"),
+        (
+            {"sparse_weights": "on", "enabled": False},
+            rf"{WHERE}\.sparse_weights: Unknown value 'on'",
         ),
         ({"enabled": "no"}, rf"{WHERE}\.enabled is 'no'\. Expected true or false"),
         ({"enabled": 1}, rf"{WHERE}\.enabled is 1\. Expected true or false"),

@@ -93,9 +93,53 @@ def test_buffers_stay_where_layers_and_graphs_hold_them():
     assert (phases.codes.data_ptr(), phases.totals.data_ptr()) == places
 
 
+def test_rows_that_are_tokens_of_the_step():
+    phases = TokenPhases(8, CPU)
+    assert [phases.real(rows) for rows in (0, 1, 8, 9)] == [0, 0, 0, 0]
+    publish(phases, (3, 0, 5))
+    # More rows than a step can have are no tokens of it: an image encoder's, say.
+    assert [phases.real(rows) for rows in (0, 1, 5, 8, 9)] == [0, 1, 5, 5, 0]
+    phases.clear()
+    assert phases.real(5) == 0
+
+
+@pytest.mark.parametrize(
+    ("requests", "expected"),
+    [
+        ([(4, 0, 4)], {4: PREFILL, 1: PREFILL, 8: PREFILL}),
+        ([(4, 9, 1), (3, 5, 2)], {3: DECODE, 2: DECODE, 8: DECODE}),
+        ([(9, 9, 2), (4, 0, 2)], {1: DECODE, 2: DECODE, 3: None, 4: None, 8: None}),
+        ([(4, 0, 2), (9, 9, 1)], {2: PREFILL, 3: None, 8: None}),
+        ([], {0: PADDING, 1: PADDING, 8: PADDING}),
+    ],
+    ids=["prefill", "decode", "decode first", "prefill first", "nothing"],
+)
+def test_the_code_that_rows_share(requests, expected):
+    phases = TokenPhases(8, CPU)
+    publish(phases, (2, 0, 7))  # nothing is left of it
+    publish(phases, *requests)
+    assert {rows: phases.uniform(rows) for rows in expected} == expected
+    assert phases.uniform(0) == phases.uniform(9) == PADDING
+    assert phases.totals.tolist()[PADDING] == 0
+    phases.clear()
+    assert [phases.uniform(rows) for rows in (0, 1, 8, 9)] == [PADDING] * 4
+
+
 REQUESTS = st.lists(
     st.tuples(st.integers(0, 9), st.integers(0, 12), st.integers(1, 5)), min_size=1
 )
+
+
+@given(REQUESTS, st.integers(0, 600))
+@settings(deadline=None)
+def test_the_shared_code_is_that_of_every_row(requests, rows):
+    phases = TokenPhases(512, CPU)
+    codes = publish(phases, *requests)
+    real, shared = set(codes[: phases.real(rows)]), phases.uniform(rows)
+    if shared is None:
+        assert real == {PREFILL, DECODE}
+    else:
+        assert (real or {PADDING}) == {shared}
 
 
 @given(REQUESTS)

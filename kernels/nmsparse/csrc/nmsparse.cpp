@@ -62,7 +62,8 @@ int nms_sparsify(const nms_sparsify_args* args) {
 int nms_gather(const nms_gather_args* args) {
   const nms_gather_args& a = *args;
   if (a.tokens < 0 || a.outputs < 0 || a.channels < 0 || a.listed < 0 ||
-      a.weight_stride < a.outputs || (!a.indices && a.listed != a.channels) ||
+      a.weight_stride < a.outputs ||
+      (!a.indices && a.tokens && a.listed != a.channels) ||
       (a.token_shift && !a.row_sum))
     return NMS_UNSUPPORTED;
   return by_dtype(a.dtype, [&](auto w) { nms::gather<decltype(w)>(a); });

@@ -13,6 +13,7 @@ from nmsparse.config import ConfigError, Phase, SparsityConfig
 from nmsparse.sidecar import write_sidecar
 from vllm_sparse.cli import serve as module
 from vllm_sparse.cli.serve import add_sparsity_arguments, sparsity_options
+from vllm_sparse.execution import CHOICES
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,16 @@ def parse(*arguments):
             {"activation_sparsity": "50%", "phase": "prefill"},
         ),
         (["--activation-sparsity", "off"], {"enabled": False}),
+        (["--activation-sparsity", "off", "--kernels", "on"], {"enabled": False}),
+        (["--kernels", "on"], {"kernels": "on"}),
+        (["--dense-fallback", "drop"], {"dense_fallback": "drop"}),
+        (["--sparse-weights", "off"], {"sparse_weights": "off"}),
+        (
+            ["--activation-sparsity", "2:4", "--dense-weights", "auto"],
+            {"activation_sparsity": "2:4", "dense_weights": "auto"},
+        ),
     ],
-    ids=["none", "pattern", "file", "phase", "pattern and phase", "off"],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_flags_become_options(arguments, expected):
     assert sparsity_options(parse(*arguments)) == expected
@@ -49,6 +58,17 @@ def test_two_sources_contradict_each_other():
     args = parse("--activation-sparsity", "8:16", "--sparsity-config", "x.json")
     with pytest.raises(ConfigError, match=r"are both given\. Expected one"):
         sparsity_options(args)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_flags_of_execution(name, capsys):
+    flag = f"--{name.replace('_', '-')}"
+    assert getattr(parse(), name) is None, "what is not given is not passed on"
+    for choice in CHOICES[name]:
+        assert getattr(parse(flag, choice), name) == choice
+    with pytest.raises(SystemExit):
+        parse(flag, "perhaps")
+    assert "invalid choice: 'perhaps'" in capsys.readouterr().err
 
 
 def test_help_explains_the_pattern():
@@ -67,6 +87,10 @@ def test_help_explains_the_pattern():
         ("--activation_sparsity=8of16", "--activation-sparsity=8of16"),
         ("--sparsity_config=/a_b/c_d.json", "--sparsity-config=/a_b/c_d.json"),
         ("--sparsity_config", "--sparsity-config"),
+        ("--dense_fallback=drop", "--dense-fallback=drop"),
+        ("--dense_weights", "--dense-weights"),
+        ("--sparse_weights", "--sparse-weights"),
+        ("--kernel_config", "--kernel_config"),
         ("/a_b/c_d.json", "/a_b/c_d.json"),
         ("--max_model_len=1", "--max_model_len=1"),
     ],
@@ -100,6 +124,25 @@ def test_the_checked_configuration_travels_inline(model, capsys):
         "vllm-sparse serve: activation sparsity 8:16, phase both, from activation "
         "sparsity 8:16\n"
     )
+
+
+def test_how_layers_run_travels_beside_the_configuration(model):
+    flags = ("--kernels", "on", "--dense-fallback", "drop")
+    options = activate(model, "--activation-sparsity", "8:16", *flags)["vllm_sparse"]
+    assert (options["kernels"], options["dense_fallback"]) == ("on", "drop")
+    assert "sparse_weights" not in options
+    found = SparsityConfig.parse(options["config"], source="test")
+    assert found == SparsityConfig.uniform("8:16")
+    given = {"vllm_sparse": {"activation_sparsity": "8:16", "kernels": "off"}}
+    options = activate(model, additional_config=given)["vllm_sparse"]
+    assert options["kernels"] == "off"
+
+
+@pytest.mark.parametrize("flag", ["--sparse-weights", "--dense-weights"])
+def test_weights_alone_activate_the_plugin(model, flag):
+    options = activate(model, flag, "auto")["vllm_sparse"]
+    assert options[flag[2:].replace("-", "_")] == "auto"
+    assert SparsityConfig.parse(options["config"], source="test") == SparsityConfig()
 
 
 def test_other_plugins_keep_their_configuration(model):

@@ -1,0 +1,249 @@
+"""``CpuLinear``: every way gives the same product, and counts as the op before it did."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from support.cpu_kernels import DTYPES, kernels, random
+
+from nmsparse import sparsify
+from nmsparse.pattern import NMPattern
+from vllm_sparse.cpu.linear import CpuLinear, Selection
+from vllm_sparse.cpu.table import TOKENS
+from vllm_sparse.cpu.weights import take_weight
+from vllm_sparse.custom_ops import _sparsify_tokens_cpu
+from vllm_sparse.execution import Execution
+from vllm_sparse.phases import DECODE, PREFILL, TokenPhases
+
+K, O, SLOTS = 64, 96, 24
+BOTH = 0
+PATTERN = NMPattern(8, 16)
+# The ways of a layer, by the copy it has and whether vLLM's is kept.
+WAYS = {
+    ("rows", "keep"): ("stock", "stream"),
+    ("rows", "drop"): ("matmul", "stream"),
+    ("packed", "keep"): ("stock", "packed"),
+    ("packed", "drop"): ("unpack", "packed"),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _kernels():
+    with kernels():
+        yield
+
+
+def weight_of(form, dtype=torch.float32, seed=1):
+    weight = random(O, K, dtype=dtype, seed=seed)
+    return weight if form == "rows" else sparsify(weight, NMPattern(1, 4))
+
+
+def make(form="rows", fallback="keep", dtype=torch.float32, phase=BOTH, **options):
+    weight = weight_of(form, dtype)
+    phases = TokenPhases(SLOTS, torch.device("cpu"))
+    selection = None if phase is None else Selection(PATTERN, phase)
+    linear = CpuLinear(
+        take_weight(weight, density=0.5, execution=Execution()),
+        stock_of(weight) if fallback == "keep" else None,
+        in_features=K,
+        selection=selection,
+        phases=phases,
+        **options,
+    )
+    return linear, weight, phases
+
+
+def stock_of(weight):
+    return lambda x, bias: torch.nn.functional.linear(
+        x, weight, None if bias is None else bias.to(x.dtype)
+    )
+
+
+def step(phases, tokens):
+    """Publish a step: a letter a token, p of a prompt and d generated."""
+    positions = torch.tensor([int(token == "d") for token in tokens])
+    phases.publish(positions, torch.ones(len(tokens), dtype=torch.int32))
+
+
+def prefer(linear, *ways):
+    """Make these ways look fast, and all others slow."""
+    names = linear.timed(random(2, K, dtype=linear.dtype))
+    seconds = {name: 1.0 if name in ways else 2.0 for name in names}
+    linear.set_times(dict.fromkeys(TOKENS, seconds))
+
+
+def close(found, x, weight, bias=None):
+    """Check a product of any dtype against float64."""
+    exact, eps = x.double() @ weight.double().t(), torch.finfo(found.dtype).eps
+    bias = torch.zeros(len(weight)) if bias is None else bias
+    size = x.double().abs() @ weight.double().abs().t() + bias.double().abs()
+    assert found.dtype is x.dtype
+    error = (found.double() - exact - bias.double()).abs()
+    assert (error <= 2 * eps * size + 1e-30).all(), float((error / size).max())
+
+
+def counters():
+    return torch.tensor([100, 10])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("form", "fallback"), WAYS, ids="-".join)
+def test_every_way_gives_the_product(form, fallback, dtype):
+    for first in WAYS[form, fallback]:
+        linear, weight, phases = make(form, fallback, dtype)
+        rows = ("gather", "per_token") if form == "rows" else ()
+        for way in (f"masked+{first}", *rows):
+            prefer(linear, first, way)
+            for tokens in (2, 3, 16):
+                step(phases, "d" * tokens)
+                x = random(tokens, K, dtype=dtype, seed=tokens)
+                bias, counts = (
+                    random(O, seed=9),
+                    counters(),
+                )  # float32, as vLLM's may be
+                found = linear.run(x, bias, counts)
+                close(found, sparsify(x, PATTERN), weight, bias.to(dtype))
+                assert counts.tolist() == [100 + tokens * K, 10 + tokens * K // 2]
+                assert linear.way(tokens, sparse=True) == way
+            assert linear.calls[way] == 3
+            assert linear.timed(x).keys() >= {first, way}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("form", "fallback"), WAYS, ids="-".join)
+def test_dense_tokens_are_not_sparsified(form, fallback, dtype):
+    for way in WAYS[form, fallback]:
+        for phase in (None, DECODE):
+            linear, weight, phases = make(form, fallback, dtype, phase)
+            prefer(linear, way)
+            step(phases, "ppp")
+            x, counts = random(3, K, dtype=dtype), counters()
+            close(linear.run(x, None, counts), x, weight)
+            assert counts.tolist() == [100, 10]
+            assert dict(linear.calls) == {way: 1}
+
+
+STEPS = {
+    "decode": ("ddddd", 5),
+    "prefill": ("ppppp", 5),
+    "mixed": ("pdpdd", 5),
+    "padding": ("ddd", 8),
+    "mixed and padding": ("dpd", 8),
+    "the last tokens only": ("dddpp", 2),
+    "the first are alike": ("ddpp", 2),
+    "many": ("d" * 9 + "p" * 11, 20),
+    "no tokens of the step": ("ddd", SLOTS + 1),
+    "dummy": ("", 4),
+    "one": ("d", 1),
+}
+
+
+@pytest.mark.parametrize("form", ["rows", "packed"])
+@pytest.mark.parametrize("phase", [BOTH, PREFILL, DECODE])
+@pytest.mark.parametrize(("tokens", "rows"), STEPS.values(), ids=STEPS)
+def test_results_and_counts_are_those_of_the_op(tokens, rows, phase, form):
+    linear, weight, phases = make(form, phase=phase, always=True)
+    step(phases, "p" * 7)  # a smaller step leaves nothing behind
+    step(phases, tokens) if tokens else phases.clear()
+    x = random(rows, K)
+    x[0, :40] = 0.0  # zeros that are kept are no non-zeros
+    before, ours, theirs = x.clone(), counters(), counters()
+    found = linear.run(x, None, ours)
+    sparse = _sparsify_tokens_cpu(x, phases.codes, theirs, 8, 16, phase, "magnitude")
+    assert ours.tolist() == theirs.tolist()
+    # Padding is nobody's token: any treatment is right.
+    real = rows if rows > SLOTS else len(tokens)
+    close(found[:real], sparse[:real], weight)
+    assert found.shape == (rows, O)
+    assert torch.equal(x, before)
+
+
+def test_no_rows_in_any_step():
+    for phase in (None, BOTH, DECODE):
+        linear, _, phases = make(phase=phase, always=True)
+        for tokens in ("dd", "dp"):
+            step(phases, tokens)
+            counts = counters()
+            found = linear.run(torch.empty(0, K, dtype=torch.bfloat16), None, counts)
+            assert (found.shape, found.dtype) == ((0, O), torch.bfloat16)
+            assert counts.tolist() == [100, 10]
+
+
+@pytest.mark.parametrize("tokens", ["dd", "dp"])
+@pytest.mark.parametrize("form", ["rows", "packed"])
+def test_another_dtype_is_left_to_vllm(form, tokens):
+    """Our kernels would read the weight as if it had the dtype of the activation."""
+    linear, weight, phases = make(form, dtype=torch.bfloat16, phase=DECODE, always=True)
+    linear.set_weights(linear.weights, stock_of(weight.float()))
+    step(phases, tokens)
+    found = linear.run(random(2, K), None, counters())
+    assert found.dtype is torch.float32
+    assert set(linear.calls) == {"masked+stock"}
+    linear.set_weights(linear.weights, None)
+    with pytest.raises(RuntimeError, match="dtype"):
+        linear.run(random(2, K), None, counters())
+
+
+@pytest.mark.parametrize("form", ["rows", "packed"])
+def test_strided_and_repeated_rows(form):
+    linear, weight, phases = make(form, always=True)
+    step(phases, "ddd")
+    wide = random(3, 2 * K)
+    for x in (wide[:, :K], wide[:, ::2], wide[:1, :K].expand(3, K), wide.t()[:K].t()):
+        close(linear.run(x, None, counters()), sparsify(x, PATTERN), weight)
+
+
+def test_always_uses_our_kernels_for_few_tokens():
+    rows, packed = make(always=True)[0], make("packed", always=True)[0]
+    assert rows.way(16, sparse=True) == "gather"
+    assert rows.way(17, sparse=True) == "masked+stock"
+    assert (rows.way(1, sparse=False), rows.way(17, sparse=False)) == (
+        "stream",
+        "stock",
+    )
+    assert packed.way(16, sparse=True) == "masked+packed"
+    assert packed.way(17, sparse=True) == "masked+stock"
+    assert make("packed", "drop", always=True)[0].way(17, sparse=False) == "unpack"
+
+
+def test_without_a_table_nothing_is_left_for_ours():
+    linear = make()[0]
+    assert {linear.way(t, sparse=True) for t in range(1, 99)} == {"masked+stock"}
+    prefer(linear, "gather")
+    assert linear.way(16, sparse=True) == "gather"
+    assert linear.way(17, sparse=True) == "masked+stock"
+    assert linear.explain() == dict.fromkeys(map(str, TOKENS), "gather 2.00x")
+
+
+def test_layers_of_one_key_have_the_same_ways():
+    made = [make(*way, dtype) for way in WAYS for dtype in DTYPES]
+    made += [make(phase=None), make("packed", phase=None)]
+    keys = [linear.key for linear, _, _ in made]
+    assert len(set(keys)) == len(keys)
+    assert make()[0].key == make()[0].key
+    assert keys[0] == "64x96 torch.float32 rows 8:16 stock+stream"
+
+
+def test_weights_that_are_loaded_again():
+    linear, _, phases = make(always=True)
+    step(phases, "dd")
+    x = random(2, K)
+    for form in ("rows", "packed", "rows"):
+        for seed in (5, 6):
+            weight = weight_of(form, seed=seed)
+            taken = take_weight(weight, density=0.5, execution=Execution())
+            linear.set_weights(taken, stock_of(weight))
+            close(linear.run(x, None, counters()), sparsify(x, PATTERN), weight)
+
+
+def test_a_layer_leaves_no_memory_behind():
+    linear, _, phases = make(always=True)
+    step(phases, "dd")
+    linear.run(random(2, K), None, counters())
+    rows = weakref.ref(linear.weights.rows)
+    del linear
+    gc.collect()
+    assert rows() is None

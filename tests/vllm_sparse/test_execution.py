@@ -1,0 +1,69 @@
+"""How layers are executed: the choices, their defaults, and every wrong value."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from nmsparse.config import ConfigError
+from vllm_sparse.execution import CHOICES, DEFAULT, Execution
+
+WHERE = "additional_config['vllm_sparse']"
+
+
+def test_defaults():
+    assert Execution.parse({}, WHERE) == DEFAULT == Execution()
+    assert DEFAULT == Execution(
+        kernels="auto",
+        dense_fallback="keep",
+        sparse_weights="auto",
+        dense_weights="off",
+    )
+
+
+def test_every_field_has_its_choices():
+    assert [field.name for field in fields(Execution)] == list(CHOICES)
+    for name, choices in CHOICES.items():
+        assert getattr(DEFAULT, name) in choices
+        assert len(set(choices)) == len(choices) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, c in CHOICES.items() for value in c]
+)
+def test_every_choice(name, value):
+    found = Execution.parse({name: value}, WHERE)
+    assert getattr(found, name) == value
+    others = [other for other in CHOICES if other != name]
+    assert all(getattr(found, x) == getattr(DEFAULT, x) for x in others)
+
+
+def test_keys_of_others_are_ignored():
+    options = {"activation_sparsity": "8:16", "kernels": "off", "phase": "both"}
+    assert Execution.parse(options, WHERE) == Execution(kernels="off")
+    assert options.keys() == {"activation_sparsity", "kernels", "phase"}
+
+
+@pytest.mark.parametrize("value", ["ON", "of", "", True, None, 1, ["on"], {}])
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_wrong_value_names_the_choices(name, value):
+    with pytest.raises(ConfigError) as error:
+        Execution.parse({name: value}, WHERE)
+    text = str(error.value)
+    assert text.startswith(f"{WHERE}.{name}: Unknown value {str(value)!r}")
+    assert any(choice in text for choice in CHOICES[name])
+
+
+def test_choices_are_known_without_torch_and_vllm():
+    code = (
+        "import json, sys; import vllm_sparse.execution;"
+        "print(json.dumps(sorted({'torch', 'vllm', 'transformers'} & {*sys.modules})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == []
