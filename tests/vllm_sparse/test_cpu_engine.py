@@ -1,8 +1,8 @@
 """Layers that own their weight, in real engines: the tokens of vLLM's products.
 
-In float32 our kernels and vLLM's differ by the order of additions only, so greedy tokens
-of a tiny model are the same; bfloat16 products round apart, so there log-probabilities
-are compared.
+In float32 our kernels and vLLM's differ by the order of additions only, so greedy
+tokens of a tiny model are the same; bfloat16 products round apart, so there
+log-probabilities are compared.
 """
 
 from __future__ import annotations

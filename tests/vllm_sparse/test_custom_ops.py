@@ -264,7 +264,7 @@ def test_errors_pass_through(run):
         run(random(8, 8), *arguments[1:], "loudness")
 
 
-# -- linear_tokens ----------------------------------------------------------------------
+# -- linear_tokens --------------------------------------------------------------------
 
 
 class Linear:
@@ -293,7 +293,7 @@ def test_the_layer_of_a_key_runs():
 
 
 @pytest.mark.parametrize(
-    "shape", [(5, 32), (1, 5, 32), (2, 3, 32), (0, 32), (1, 0, 32)]
+    "shape", [(5, 32), (1, 5, 32), (2, 3, 32), (0, 32), (1, 0, 32), (32,)]
 )
 def test_any_number_of_dimensions(shape):
     layer = Linear()
@@ -302,7 +302,7 @@ def test_any_number_of_dimensions(shape):
     expected = torch.nn.functional.linear(x, layer.weight)
     torch.testing.assert_close(found, expected)
     assert counters.tolist() == [x.numel() // 32, 1]
-    meta = LINEAR_OP(*(t.to("meta") for t in (x, x[0], key, counters)), 12)
+    meta = LINEAR_OP(*(t.to("meta") for t in (x, x.sum(), key, counters)), 12)
     assert (meta.shape, meta.dtype) == (found.shape, found.dtype)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -17,12 +17,12 @@ WHERE = "additional_config['vllm_sparse']"
 
 def test_defaults():
     assert Execution.parse({}, WHERE) == DEFAULT == Execution()
-    assert DEFAULT == Execution(
-        kernels="auto",
-        dense_fallback="keep",
-        sparse_weights="auto",
-        dense_weights="off",
-    )
+    assert asdict(DEFAULT) == {
+        "kernels": "auto",
+        "dense_fallback": "keep",
+        "sparse_weights": "auto",
+        "dense_weights": "off",
+    }
 
 
 def test_every_field_has_its_choices():

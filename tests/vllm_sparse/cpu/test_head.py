@@ -12,7 +12,7 @@ from vllm_sparse.cpu.prepare import measure_layers
 from vllm_sparse.cpu.table import TOKENS
 
 VOCABULARY, K = 130, 64
-FAST = dict.fromkeys((1, 2), {"stock": 2.0, "stream": 1.0})
+FAST = {tokens: {"stock": 2.0, "stream": 1.0} for tokens in (1, 2)}
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,4 +1,4 @@
-"""``CpuLinear``: every way gives the same product, and counts as the op before it did."""
+"""``CpuLinear``: every way gives the same product, and counts what the op counts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vllm_sparse.custom_ops import _sparsify_tokens_cpu
 from vllm_sparse.execution import Execution
 from vllm_sparse.phases import DECODE, PREFILL, TokenPhases
 
-K, O, SLOTS = 64, 96, 24
+K, OUT, SLOTS = 64, 96, 24
 BOTH = 0
 PATTERN = NMPattern(8, 16)
 # The ways of a layer, by the copy it has and whether vLLM's is kept.
@@ -37,7 +37,7 @@ def _kernels():
 
 
 def weight_of(form, dtype=torch.float32, seed=1):
-    weight = random(O, K, dtype=dtype, seed=seed)
+    weight = random(OUT, K, dtype=dtype, seed=seed)
     return weight if form == "rows" else sparsify(weight, NMPattern(1, 4))
 
 
@@ -100,10 +100,8 @@ def test_every_way_gives_the_product(form, fallback, dtype):
             for tokens in (2, 3, 16):
                 step(phases, "d" * tokens)
                 x = random(tokens, K, dtype=dtype, seed=tokens)
-                bias, counts = (
-                    random(O, seed=9),
-                    counters(),
-                )  # float32, as vLLM's may be
+                bias = random(OUT, seed=9)  # vLLM's may be float32 whatever x is
+                counts = counters()
                 found = linear.run(x, bias, counts)
                 close(found, sparsify(x, PATTERN), weight, bias.to(dtype))
                 assert counts.tolist() == [100 + tokens * K, 10 + tokens * K // 2]
@@ -157,7 +155,7 @@ def test_results_and_counts_are_those_of_the_op(tokens, rows, phase, form):
     # Padding is nobody's token: any treatment is right.
     real = rows if rows > SLOTS else len(tokens)
     close(found[:real], sparse[:real], weight)
-    assert found.shape == (rows, O)
+    assert found.shape == (rows, OUT)
     assert torch.equal(x, before)
 
 
@@ -168,7 +166,7 @@ def test_no_rows_in_any_step():
             step(phases, tokens)
             counts = counters()
             found = linear.run(torch.empty(0, K, dtype=torch.bfloat16), None, counts)
-            assert (found.shape, found.dtype) == ((0, O), torch.bfloat16)
+            assert (found.shape, found.dtype) == ((0, OUT), torch.bfloat16)
             assert counts.tolist() == [100, 10]
 
 

@@ -20,7 +20,7 @@ from vllm_sparse.execution import Execution
 from vllm_sparse.packed.keep import keep_packed
 from vllm_sparse.phases import TokenPhases
 
-O, K = 96, 64
+OUT, K = 96, 64
 PATTERN = NMPattern(8, 16)
 BOTH = 0
 every_fallback = pytest.mark.parametrize("fallback", ["keep", "drop"])
@@ -94,7 +94,7 @@ class Layer(torch.nn.Module):
 
 
 def check(layer, weight, selection=True):
-    x, bias = random(3, K, seed=4), random(O, seed=5)
+    x, bias = random(3, K, seed=4), random(OUT, seed=5)
     sparse = sparsify(x, PATTERN) if selection else x
     expected = torch.nn.functional.linear(sparse, weight, bias)
     torch.testing.assert_close(layer(x, bias), expected)
@@ -103,7 +103,7 @@ def check(layer, weight, selection=True):
 
 @every_fallback
 def test_the_weight_is_ours(fallback):
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight, fallback).process()
     (linear,) = layer.reports
     first = "stock" if fallback == "keep" else "matmul"
@@ -116,7 +116,7 @@ def test_the_weight_is_ours(fallback):
 
 
 def test_dropping_leaves_an_empty_parameter_of_its_kind():
-    layer = Layer(random(O, K, dtype=torch.bfloat16), "drop").process()
+    layer = Layer(random(OUT, K, dtype=torch.bfloat16), "drop").process()
     assert layer.weight.shape == (0,)
     assert (type(layer.weight), layer.weight.dtype) == (Loaded, torch.bfloat16)
     assert layer.weight.weight_loader == layer.load
@@ -126,7 +126,7 @@ def test_dropping_leaves_an_empty_parameter_of_its_kind():
 
 @every_fallback
 def test_a_weight_is_taken_while_others_load(fallback, monkeypatch):
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight, fallback)
     assert keep_packed(layer) == (fallback == "drop") == (not layer.weight.numel())
     monkeypatch.setattr(module, "take_weight", None)  # not a second time
@@ -135,14 +135,14 @@ def test_a_weight_is_taken_while_others_load(fallback, monkeypatch):
 
 
 def test_layers_of_others_are_not_taken():
-    layer = Layer(random(O, K))
+    layer = Layer(random(OUT, K))
     layer.quant_method = layer.inner
     assert not keep_packed(layer)
 
 
 @every_fallback
 def test_without_sparsity_a_layer_is_vllms(fallback):
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight, fallback, selection=None).process()
     assert layer.reports == [None]
     check(layer, weight, selection=False)
@@ -156,11 +156,11 @@ def test_without_sparsity_a_layer_is_vllms(fallback):
 
 @every_fallback
 def test_pruned_and_dense_weights_of_dense_layers(fallback):
-    pruned, options = sparsify(random(O, K), NMPattern(1, 4)), {"selection": None}
+    pruned, options = sparsify(random(OUT, K), NMPattern(1, 4)), {"selection": None}
     layer = Layer(pruned, fallback, **options).process()
     check(layer, pruned, selection=False)
     assert layer.reports[0].calls == {"packed": 2}
-    layer = Layer(random(O, K), fallback, dense_weights="auto", **options)
+    layer = Layer(random(OUT, K), fallback, dense_weights="auto", **options)
     weight = layer.weight.data.clone()
     check(layer.process(), weight, selection=False)
     assert layer.reports[0].calls == {"stream": 2}
@@ -170,7 +170,7 @@ def test_pruned_and_dense_weights_of_dense_layers(fallback):
 @every_fallback
 @pytest.mark.parametrize(
     "weight",
-    [random(O, 1, 4), torch.empty(O, 0), torch.empty(O, K, device="meta")],
+    [random(OUT, 1, 4), torch.empty(OUT, 0), torch.empty(OUT, K, device="meta")],
     ids=["convolution", "empty", "missing"],
 )
 def test_what_is_no_weight_of_a_product_is_left_alone(weight, fallback):
@@ -182,7 +182,7 @@ def test_what_is_no_weight_of_a_product_is_left_alone(weight, fallback):
 
 def test_the_weight_that_attention_reads_stays():
     """MLA absorbs this weight after all layers were processed."""
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight, "drop")
     layer._cpu_skip_gemm_dispatch = True
     assert not layer.quant_method.take(layer)
@@ -193,7 +193,7 @@ def test_the_weight_that_attention_reads_stays():
 
 @every_fallback
 def test_processed_twice(fallback):
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight, fallback).process().process()
     assert len(layer.reports) == 1
     check(layer, weight)
@@ -201,12 +201,12 @@ def test_processed_twice(fallback):
 
 @every_fallback
 def test_loaded_again(fallback):
-    """What vLLM's ``reload_weights`` does to a layer: dense, pruned, and dense again."""
-    weight = random(O, K)
+    """What vLLM's ``reload_weights`` does to a layer: dense, pruned, dense again."""
+    weight = random(OUT, K)
     layer = Layer(weight, fallback).process()
     buffers = dict(layer.named_buffers())
     for seed in (7, 8, 9):
-        weight = random(O, K, seed=seed)
+        weight = random(OUT, K, seed=seed)
         if seed == 8:
             weight = sparsify(weight, NMPattern(1, 4))
         kept = {name: layer._buffers.pop(name) for name in buffers}
@@ -221,7 +221,7 @@ def test_loaded_again(fallback):
 
 
 def test_a_copied_layer_still_runs():
-    weight = random(O, K)
+    weight = random(OUT, K)
     layer = Layer(weight).process()
     layer.vllm_sparse_counters = layer.counters.clone()
     layer.vllm_sparse_key = layer.vllm_sparse_key.clone()
@@ -229,7 +229,7 @@ def test_a_copied_layer_still_runs():
 
 
 def test_nothing_is_left_of_a_layer():
-    layer = Layer(random(O, K)).process()
+    layer = Layer(random(OUT, K)).process()
     layer(random(3, K))
     linear = weakref.ref(layer.reports[0])
     del layer
@@ -238,7 +238,7 @@ def test_nothing_is_left_of_a_layer():
 
 
 def test_vllm_finds_what_the_inner_method_has():
-    layer = Layer(random(O, K))
+    layer = Layer(random(OUT, K))
     method = layer.quant_method
     assert method.something_vllm_looks_up == "of the inner method"
     assert method.supports_pre_processed_weights

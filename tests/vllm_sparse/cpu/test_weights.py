@@ -11,11 +11,11 @@ from nmsparse.packed import PackedWeight
 from vllm_sparse.cpu.weights import Weights, take_weight, to_streamed
 from vllm_sparse.execution import Execution
 
-O, K = 48, 64
+OUT, K = 48, 64
 
 
 def pruned(pattern, dtype=torch.bfloat16):
-    weight = random(O, K, dtype=dtype)
+    weight = random(OUT, K, dtype=dtype)
     return weight if pattern is None else sparsify(weight, parse_pattern(pattern))
 
 
@@ -75,29 +75,29 @@ def test_a_copy_is_the_weight(pattern, density, dtype):
     found = take_weight(weight, density=density, execution=Execution())
     weight.zero_()  # the copy does not live in vLLM's memory
     if found.rows is not None:
-        assert found.rows.shape == (K, O)
+        assert found.rows.shape == (K, OUT)
         assert torch.equal(bits(found.rows.t()), bits(before))
         assert found.nbytes >= before.nbytes
     else:
-        assert found.packed.shape == (O, K)
+        assert found.packed.shape == (OUT, K)
         assert torch.equal(bits(found.packed.unpack()), bits(before))
         assert found.nbytes == found.packed.nbytes < 0.75 * before.nbytes
 
 
 def test_a_transposed_weight_is_copied_as_it_reads():
-    weight = random(K, O).t()
+    weight = random(K, OUT).t()
     found = take_weight(weight, density=0.5, execution=Execution())
     assert torch.equal(found.rows, weight.t())
 
 
 def test_a_weight_of_zeros_alone():
-    found = take_weight(torch.zeros(O, K), density=0.5, execution=Execution())
+    found = take_weight(torch.zeros(OUT, K), density=0.5, execution=Execution())
     assert found.sparsity == 1.0
-    assert torch.equal(found.packed.unpack(), torch.zeros(O, K))
+    assert torch.equal(found.packed.unpack(), torch.zeros(OUT, K))
 
 
 def test_nan_is_no_zero():
-    weight = torch.full((O, K), torch.nan)
+    weight = torch.full((OUT, K), torch.nan)
     assert take_weight(weight, density=None, execution=Execution()).sparsity == 0.0
 
 

@@ -33,6 +33,10 @@ def make_layer(
         "elements": elements,
         "nonzeros": nonzeros,
         "density": nonzeros / elements if elements else None,
+        "ways": {},
+        "calls": {},
+        "weight_sparsity": None,
+        "extra_bytes": 0,
     }
     return layer | changes
 

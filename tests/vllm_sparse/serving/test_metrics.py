@@ -120,3 +120,19 @@ def test_exposition_has_types_and_help(metrics, fakes):
 def test_poll_errors_start_at_zero(metrics):
     # Present from the start, so that an alert on its rate works.
     assert metrics.value("poll_errors_total") == 0
+
+
+def test_calls_by_way_and_bytes_are_summed_over_layers(metrics, fakes):
+    layers = [
+        fakes.layer(DOWN, calls={"gather": 3, "masked+stock": 1}, extra_bytes=100),
+        fakes.layer("model.layers.1.mlp.down_proj", calls={"gather": 2}),
+    ]
+    metrics.objects.update(fakes.stats(*layers, fakes.dense()))
+    way = {"kind": "down", "way": "gather"}
+    assert metrics.value("linear_calls_total", **way) == 5
+    assert metrics.value("linear_calls_total", **way | {"way": "masked+stock"}) == 1
+    assert metrics.value("extra_weight_bytes", kind="down") == 100
+    assert metrics.value("extra_weight_bytes", kind="lm_head") == 0
+    layers[0]["calls"]["gather"] = 10
+    metrics.objects.update(fakes.stats(*layers))
+    assert metrics.value("linear_calls_total", **way) == 12
