@@ -10,6 +10,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import kernel_tables
 import rows
@@ -18,20 +19,33 @@ ROOT = Path(__file__).parent.parent
 
 
 def decode_table() -> str:
-    """Return decode speed relative to stock vLLM."""
-    lines = [
-        "| model | batch | mode | backend | speed against stock (p20 to p80) | "
-        "measured |",
-        "|---|---|---|---|---|---|",
+    """Return decode speed relative to stock vLLM, one line a model and mode."""
+    lines: dict[tuple[Any, ...], dict[int, dict[str, Any]]] = {}
+    for row in rows.newest("decode", "model", "threads", "mode", "batch", "hardware"):
+        if isinstance(row["threads"], int) and row["mode"] != "stock":
+            where = (row["model"], row["threads"], row["mode"], row["hardware"])
+            lines.setdefault(where, {})[row["batch"]] = row
+    batches = sorted({batch for found in lines.values() for batch in found})
+    head = [f"batch {batch}" for batch in batches]
+    table = [
+        f"| model | threads | mode | {' | '.join(head)} | measured |",
+        "|---" * (len(head) + 4) + "|",
     ]
-    for row in rows.newest("decode", "model", "batch", "mode", "hardware"):
-        low, middle, high = (row[f"speed_vs_stock_p{p}"] for p in (20, 50, 80))
-        lines.append(
-            f"| {row['model']} | {row['batch']} | {row['mode']} | {row['backend']} | "
-            f"{middle:.2f}x ({low:.2f} to {high:.2f}) | {row['date']}, "
-            f"{row['hardware']} |"
+    for (model, threads, mode, hardware), found in lines.items():
+        cells = [_cell(found.get(batch)) for batch in batches]
+        date = max(row["date"] for row in found.values())
+        table.append(
+            f"| {model} | {threads} | {mode} | {' | '.join(cells)} | {date}, "
+            f"{hardware} |"
         )
-    return "\n".join(lines)
+    return "\n".join(table)
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    low, middle, high = (row[f"speed_vs_stock_p{p}"] for p in (20, 50, 80))
+    return f"{middle:.2f}x ({low:.2f} to {high:.2f})"
 
 
 def quality_table() -> str:

@@ -120,7 +120,8 @@ def test_all_terms(dtype, tokens):
             continue
         scale = chosen.pop("scale", None)
         case = CompactActivation(x.values, x.indices, 64, scale)
-        assert_product(case, weight, **chosen, per_token=number % 2 == 1)
+        with threads(2 if tokens == 5 else 1):  # the second starts at output 64
+            assert_product(case, weight, **chosen, per_token=number % 2 == 1)
         bias = chosen.pop("bias", None)
         reference = linear_reference(case, weight, bias, **chosen)
         if bias is not None:

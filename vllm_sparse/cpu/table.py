@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,7 +35,10 @@ Timed = Callable[[], Any]
 
 
 def measure(ways: Mapping[str, Sequence[Timed]]) -> dict[str, float]:
-    """Time every way in turns; return the median seconds of each.
+    """Time every way in turns; return the least seconds of each.
+
+    The least, not the median: other work on the machine only ever adds time, and a
+    decision taken while it is busy is remembered.
 
     Args:
         ways: for every name, the same call on several weights: they are rotated, so
@@ -50,7 +52,7 @@ def measure(ways: Mapping[str, Sequence[Timed]]) -> dict[str, float]:
             call()
             if turn:  # the first warms up
                 seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in seconds.items()}
+    return {name: min(found) for name, found in seconds.items()}
 
 
 def choose(times: Times, first: str, tokens: int, among: Sequence[str]) -> str:
@@ -130,5 +132,9 @@ def cache_folder() -> Path:
     ours = os.environ.get(CACHE_ENV)
     if ours:
         return Path(ours)
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "vllm-sparse"
+    base = os.environ.get("XDG_CACHE_HOME")
+    try:
+        folder = Path(base) if base else Path.home() / ".cache"
+    except RuntimeError:  # no home folder, as of a container's arbitrary user
+        folder = Path(tempfile.gettempdir())
+    return folder / "vllm-sparse"
