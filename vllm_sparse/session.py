@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,6 @@ class Session:
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.device(vllm_config.device_config.device)
         self.phases = TokenPhases(tokens + _PADDING_TOKENS, device)
-        self.heads: list[Any] = []
         self._why_no_kernels = self._kernel_problem()
         runner_hooks.install(find_phases, prepare_session)
 
@@ -91,7 +91,7 @@ class Session:
             state.name = f"draft.{state.name}"
         first = not self.layers
         self.layers.append(state)
-        if self._owns_weight(layer, state.pattern):
+        if self._owns_weight(layer, state.pattern, state.criterion):
             self._own(layer, state)
         elif state.pattern is not None:
             self._wrap(layer, state)
@@ -183,13 +183,17 @@ class Session:
             )
         return status.reason
 
-    def _owns_weight(self, layer: LinearBase, pattern: Pattern | None) -> bool:
+    def _owns_weight(
+        self, layer: LinearBase, pattern: Pattern | None, criterion: str | None
+    ) -> bool:
         if self._why_no_kernels is not None or self._loaded:
             return False
         if pattern is not None:
             kept, group = pattern.group(layer.input_size)
             if kept == group:  # nothing to gain
                 return False
+        if criterion not in (None, "magnitude"):  # the kernels know no other
+            return False
         plain = type(layer.quant_method).__name__
         return plain in _OWNABLE and layer.params_dtype in _DTYPES
 
@@ -208,8 +212,9 @@ class Session:
             selection = Selection(pattern, PHASE_CODES[self.config.phase])
 
         def loaded(linear: CpuLinear | None) -> None:
-            state.linear = linear
             if linear is not None:
+                # Sessions outlive engines; weights must not.
+                state.find_linear = weakref.ref(linear)
                 state.backend = "cpu"
                 rule = state.reason.partition(";")[0]
                 state.reason = f"{rule}; {_describe_linear(linear)}"
@@ -237,8 +242,7 @@ class Session:
 
         linears = [x.linear for x in self.layers if x.linear is not None]
         if self.execution.kernels == "auto":
-            self.heads.extend(wrap_heads(model))
-            prepare([*linears, *self.heads])
+            prepare([*linears, *wrap_heads(model)])
 
     def _after_load(self) -> None:
         """Check, once, that the finished model has what the configuration names."""

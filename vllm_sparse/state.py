@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -37,6 +38,10 @@ class LayerReport(TypedDict):
     extra_bytes: int
 
 
+def _none() -> None:
+    return None
+
+
 @dataclass
 class LayerState:
     """One linear layer of this rank.
@@ -53,7 +58,8 @@ class LayerState:
         weight_pattern: what the pruner recorded for the weights.
         k_sharded: whether K is split over tensor-parallel ranks.
         counters: ``[2]`` int64 on the device, elements and non-zeros; None if dense.
-        linear: the layer's own kernels and weight copies; None if vLLM runs it.
+        find_linear: gives the layer's own kernels and weight copies; None if vLLM runs
+            it, or when the engine is gone.
     """
 
     name: str
@@ -67,7 +73,12 @@ class LayerState:
     weight_pattern: str | None
     k_sharded: bool
     counters: torch.Tensor | None
-    linear: CpuLinear | None = None
+    find_linear: Callable[[], CpuLinear | None] = _none
+
+    @property
+    def linear(self) -> CpuLinear | None:
+        """The layer's own kernels and weight copies; None if vLLM runs it."""
+        return self.find_linear()
 
     @property
     def kind(self) -> str:

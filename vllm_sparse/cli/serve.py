@@ -206,6 +206,11 @@ def _activate(args: argparse.Namespace) -> None:
     unknown = download_sidecar(args.model, args.revision, args.hf_token)
     folder = local_model_folder(args.model, args.revision)
     found = resolve_options(options, folder)
+    if found is None and any(name in (options or {}) for name in CHOICES):
+        sys.stderr.write(
+            f"{PROGRAM}: note: no sparsity is on, so --kernels and --dense-fallback "
+            "change nothing unless the model folder is packed\n"
+        )
     if found is None and unknown:
         sys.stderr.write(f"{PROGRAM}: note: no sidecar was looked for: {unknown}\n")
     if found is None:

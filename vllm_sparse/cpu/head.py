@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 
 from nmsparse.native.abi import DTYPES
 from nmsparse.ops.packed.cpu import stream_o_major
@@ -81,10 +84,18 @@ class StreamedHead:
         return flat.view(*x.shape[:-1], flat.shape[1])
 
 
+# Names of embeddings that a model may use as its head. Others (Gemma 3n has one of
+# gigabytes per layer) are only looked up.
+_TIED = ("embed_tokens", "wte", "embed_in", "tok_embeddings", "word_embeddings")
+
+
 def wrap_heads(model: torch.nn.Module) -> Iterator[StreamedHead]:
-    """Replace ``cpu_linear`` of every unquantized head and embedding; yield each."""
-    for module in model.modules():
+    """Replace ``cpu_linear`` of unquantized heads and embeddings that may be one."""
+    for name, module in model.named_modules():
         if not isinstance(module, VocabParallelEmbedding):
+            continue
+        tied = name.rpartition(".")[2] in _TIED
+        if not (tied or isinstance(module, ParallelLMHead)):
             continue
         stock = getattr(module, "cpu_linear", None)
         weight = getattr(module, "weight", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -71,7 +71,7 @@ class PackedLinearMethod(LinearMethodBase):
             empty = torch.nn.Parameter(torch.empty(0, dtype=dtype), requires_grad=False)
             layer.register_parameter(name, empty)
             set_weight_attrs(
-                empty, {"weight_loader": partial(self._shards.half, suffix)}
+                empty, {"weight_loader": _half_loader(self._shards, suffix)}
             )
 
     def on_complete(self, layer: torch.nn.Module) -> None:
@@ -112,6 +112,15 @@ class PackedLinearMethod(LinearMethodBase):
             layer.weight.weight_loader = shards.load_dense
         for name in _PLACEHOLDERS:
             delattr(layer, name)
+
+
+def _half_loader(shards: Shards, suffix: str) -> Callable[..., None]:
+    """Return a loader of one of the two tensors; vLLM asks loaders for their name."""
+
+    def load_half(parameter: Any, loaded: torch.Tensor, *shard: Any) -> None:
+        shards.half(suffix, parameter, loaded, *shard)
+
+    return load_half
 
 
 def _has_dummy_weights() -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from support.cpu_kernels import DTYPES, kernels, random
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 
 from vllm_sparse.cpu.head import StreamedHead, wrap_heads
 from vllm_sparse.cpu.prepare import measure_layers
@@ -117,6 +120,11 @@ class Embedding(VocabParallelEmbedding):
             self.cpu_linear = stock
 
 
+class Head(ParallelLMHead):
+    __new__ = Embedding.__new__
+    __init__ = Embedding.__init__
+
+
 class Model(torch.nn.Module):
     def __init__(self, **modules):
         super().__init__()
@@ -127,13 +135,20 @@ class Model(torch.nn.Module):
 def test_heads_of_a_model():
     stock, weight = Stock(), random(VOCABULARY, K)
     tied = Embedding(weight, stock)
-    head = Embedding(random(VOCABULARY, K), stock)
-    model = Model(embed_tokens=tied, also=Model(lm_head=tied), lm_head=head)
+    head = Head(random(VOCABULARY, K), stock)
+    looked_up = Embedding(random(VOCABULARY, K), stock)
+    model = Model(
+        embed_tokens=tied,
+        also=Model(lm_head=tied),
+        lm_head=head,
+        embed_tokens_per_layer=looked_up,
+    )
     found = list(wrap_heads(model))
     assert [tied.cpu_linear, head.cpu_linear] == found, "a tied one is one"
     assert found[0].weight.data_ptr() == weight.data_ptr(), "no copy"
     assert not found[0].weight.requires_grad
     assert list(wrap_heads(model)) == [], "and only once"
+    assert looked_up.cpu_linear is stock, "no head, so not worth measuring"
     x = random(1, K)
     close(tied.cpu_linear(x, tied.weight.data, None), x, weight)
 
