@@ -66,6 +66,24 @@ def test_corrections_agree_with_the_reference(dtype, chosen):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_shifted_values_are_rounded_as_torch_rounds(dtype):
+    # At, beside and halfway between all numbers of 16 bits, and any bits there are.
+    number = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int16)
+    near = torch.cat([bits(number.view(t).float()) for t in DTYPES[1:]])
+    halves = [near + step for step in (-1, 0, 1, 0xFFF, 0x1000, 0x1001, 0x7FFF, 0x8000)]
+    generator = torch.Generator().manual_seed(0)
+    anything = torch.randint(-(1 << 31), 1 << 31, (1 << 18,), generator=generator)
+    tiny = torch.arange(1, 1 << 12) * 2.0**-27  # float16 has steps of 2^-24 there
+    wanted = torch.cat([*halves, anything.int(), bits(tiny)]).view(torch.float32)
+    wanted = wanted[wanted.isfinite() & (wanted != 0)]
+    wanted = wanted[: len(wanted) // 16 * 16]
+    x = torch.zeros(1, len(wanted), dtype=dtype)
+    correction = Correction(channel_shift=-wanted)
+    found = compact_cpu(x, NMPattern(16, 16), MAGNITUDE, correction)
+    assert torch.equal(bits(found.values[0]), bits(wanted.to(dtype)))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_factor_is_a_choice_on_x_times_factor(dtype):
     norm = random(200, 64, seed=7).norm(dim=0)
     x = random(5, 64, dtype=dtype, seed=8)
