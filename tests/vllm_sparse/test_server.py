@@ -227,7 +227,7 @@ def test_embedded_model_answers(demo_model):
         report = running.get("/sparsity").json()
         # One API server: the other tests here use two.
         name = "vllm_sparse_linear_tokens_total"
-        labels = {"backend": "reference", "phase": "decode", "kind": "down"}
+        labels = {"backend": "cpu", "phase": "decode", "kind": "down"}
         _eventually(lambda: running.metric(name, **labels) == 18 * 22)
         assert running.metric("vllm:generation_tokens_total") == 24
     assert re.search(r"France|French|Paris", said.choices[0].text)
