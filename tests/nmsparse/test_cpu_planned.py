@@ -36,7 +36,7 @@ def two_calls(x, pattern, rows, bias, *, per_token, nonzeros=None):
 
 
 @pytest.mark.parametrize("per_token", [False, True])
-@pytest.mark.parametrize("text", ["2:4", "8:16", "3:8", "16:16", "50%"])
+@pytest.mark.parametrize("text", ["8:16", "3:8", "50%"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_equals_the_two_calls(dtype, text, per_token):
     pattern = parse_pattern(text)
