@@ -102,7 +102,7 @@ class Results(Record):
         profiles: name to one number a block (outliers, alpha, amplification).
         evaluation: measurements, in the order they were taken.
         sizes: None if not measured.
-        time: stage to seconds.
+        time: stage to seconds; stages do not overlap.
         peak_memory_bytes: of the process, None if not measured.
         files: name in the folder to SHA-256, of everything that is never rewritten.
         notes: sentences a user of the model should read, such as fallbacks.
