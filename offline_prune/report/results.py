@@ -6,6 +6,7 @@ read nothing else. No torch.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from offline_prune.report.record import Count, Real, Record, Seconds, Share
 from offline_prune.text_file import write_text
 
 RESULTS_NAME = "results.json"
+# What differs between two runs that write the same weights: kept apart, so that every
+# other file of the folder is the same.
+RUN_NAME = "run.json"
+_OF_THE_RUN = ("date", "command", "hardware", "time", "peak_memory_bytes")
 SCHEMA_VERSION = 1
 
 
@@ -109,7 +114,7 @@ class Results(Record):
     """
 
     schema_version: int = SCHEMA_VERSION
-    date: str
+    date: str = "not recorded"
     command: str | None = None
     versions: dict[str, str] = Field(default_factory=dict)
     hardware: str | None = None
@@ -158,35 +163,67 @@ class Results(Record):
         return self
 
     def to_json(self) -> str:
-        """Return the JSON text stored in the folder."""
-        return self.model_dump_json(indent=2) + "\n"
+        """Return the JSON text of ``results.json``."""
+        return self.model_dump_json(indent=2, exclude=set(_OF_THE_RUN)) + "\n"
+
+    def run_json(self) -> str:
+        """Return the JSON text of ``run.json``: when, where and how long."""
+        return self.model_dump_json(indent=2, include=set(_OF_THE_RUN)) + "\n"
 
 
 def read_results(folder: Path) -> Results:
-    """Read ``results.json`` of a pruned folder.
+    """Read ``results.json`` of a pruned folder, and ``run.json`` if it is there.
 
     Raises:
         InputError: if it is missing or cannot be used, with one line for each problem.
     """
     path = folder / RESULTS_NAME
     try:
-        return Results.model_validate_json(path.read_bytes())
+        data = _object(path)
     except FileNotFoundError:
         raise InputError(
             f"Folder {folder} has no {RESULTS_NAME}. Expected a folder that "
-            "offline-prune prune made: check the path."
+            "offline-prune run made: check the path."
         ) from None
+    try:
+        run = _object(folder / RUN_NAME)
+    except FileNotFoundError:
+        run = {}
+    merged = {**data, **{key: run[key] for key in _OF_THE_RUN if key in run}}
+    try:
+        # As JSON: strict validation takes a JSON array for a tuple, a list it does not.
+        return Results.model_validate_json(json.dumps(merged))
     except ValidationError as error:
         raise InputError(describe_errors(error, str(path))) from None
 
 
 def write_results(folder: Path, results: Results) -> Path:
-    """Write ``results.json``, whole or not at all.
+    """Write ``results.json`` and ``run.json``, each whole or not at all.
 
     Returns:
-        The file.
+        ``results.json``.
     """
+    write_text(folder / RUN_NAME, results.run_json())
     return write_text(folder / RESULTS_NAME, results.to_json())
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Return a JSON object.
+
+    Raises:
+        FileNotFoundError: if the file is not there.
+        InputError: if it is no JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(
+            f"{path} cannot be read ({error}). Expected JSON: copy the folder again, "
+            "or prune the model again."
+        ) from None
+    if not isinstance(data, dict):
+        raise InputError(f"{path} holds no JSON object. Expected one.")
+    return data
 
 
 def _repeated(names: list[str]) -> str | None:
