@@ -144,19 +144,23 @@ class Job:
         return self.allocation
 
     def prune(
-        self, store: Store | None = None
+        self, store: Store | None = None, *, judge: Sequence[torch.Tensor] = ()
     ) -> tuple[list[Outcome], dict[str, float], float | None]:
         """Prune every block by the plan.
 
         Args:
-            store: where finished blocks are kept and found.
+            store: where finished blocks are kept and found; without one the model is
+                dense again afterwards.
+            judge: windows on which the pruned model's loss is wanted.
 
         Returns:
-            What happened to every layer, seconds by layer, and the held-out loss per
-            token (None without held-out windows).
+            What happened to every layer, seconds by layer, and the loss per token on
+            ``judge`` (None without any).
         """
         assert self.targets, "plan first"
-        return self._prune(self.targets, self.windows, store=store, label="Pruning")
+        return self._prune(
+            self.targets, self.windows, judge=judge, store=store, label="Pruning"
+        )
 
     def planned(self) -> list[float]:
         """Return the share that the plan removes from each block."""
@@ -213,7 +217,9 @@ class Job:
             )
         targets = layer_targets(self.config, self.blocks, shares)
         few = self.windows[: max(1, SEARCH_WINDOWS // self.ranks.count)]
-        loss = self._prune(targets, few, store=None, label="Searching")[2]
+        loss = self._prune(
+            targets, few, judge=self.held_out, store=None, label="Searching"
+        )[2]
         return math.inf if loss is None or math.isnan(loss) else loss
 
     def _prune(
@@ -221,6 +227,7 @@ class Job:
         targets: dict[str, LayerTarget],
         windows: Sequence[torch.Tensor],
         *,
+        judge: Sequence[torch.Tensor],
         store: Store | None,
         label: str,
     ) -> tuple[list[Outcome], dict[str, float], float | None]:
@@ -239,7 +246,7 @@ class Job:
                 tick=bar.update,
             )
             outcomes, seconds, judged = prune_blocks(
-                work, windows, held_out=self.held_out, store=store
+                work, windows, held_out=judge, store=store
             )
         if judged is None:
             return outcomes, seconds, None
