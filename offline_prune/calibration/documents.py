@@ -93,7 +93,13 @@ class Documents:
 
     def _field(self, row: Mapping[str, Any], place: str) -> tuple[str, str]:
         """Return the setting and the name of the field that is read."""
-        chosen = [name for name in _FIELDS if name in self.config.model_fields_set]
+        # By value, not by model_fields_set: a recipe that was saved sets them all.
+        defaults = CalibrationConfig.model_fields
+        chosen = [
+            name
+            for name in _FIELDS
+            if getattr(self.config, name) != defaults[name].default
+        ]
         settings = chosen or _FIELDS
         for setting in settings:
             field = getattr(self.config, setting)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any, overload
 
@@ -24,8 +25,8 @@ class ParquetRows(Sequence[tuple[str, Row]]):
 
     def __init__(self, path: Path) -> None:
         try:
-            import pyarrow
-            from pyarrow import parquet
+            pyarrow: Any = import_module("pyarrow")
+            parquet: Any = import_module("pyarrow.parquet")
         except ImportError as error:
             raise MissingDependencyError(
                 f"{path}: parquet needs the package pyarrow, which is not installed. "
