@@ -27,7 +27,8 @@ import torch
 from offline_prune.calibration.data import load_calibration, split_held_out
 from offline_prune.config import make_config
 from offline_prune.embedded import default_folder
-from offline_prune.evaluation.perplexity import windows_of
+from offline_prune.evaluation.texts import read_evaluation_text
+from offline_prune.evaluation.windows import windows_of
 from offline_prune.pipeline.capture import Capture
 from offline_prune.pipeline.job import HELD_OUT_WINDOWS, Job
 from offline_prune.pipeline.skeleton import Skeleton
@@ -55,9 +56,9 @@ class Study:
         self.source = open_source(Path(args.model), tokenizer=True)
         self.skeleton = Skeleton.build(self.source)
         self.tokenizer = AutoTokenizer.from_pretrained(args.model)
-        text = args.text.read_text(encoding="utf-8")
-        self.judge = windows_of(text, self.tokenizer, seq_len=args.length)
-        self.judge = self.judge[: args.windows]
+        text = read_evaluation_text(args.text)
+        windows = windows_of(text, self.tokenizer, seq_len=args.length)
+        self.judge = list(windows)[: args.windows]
         self.dense = math.exp(dense_loss(self.skeleton, self.judge))
 
     def run(self, fields: dict[str, Any], seed: int) -> dict[str, Any]:
