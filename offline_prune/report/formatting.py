@@ -32,9 +32,11 @@ def size(count: int | None) -> str:
     if count is None:
         return NONE
     value, unit = float(count), 0
-    while value >= 1000 and unit < len(_UNITS) - 1:
+    # 999.5 and more would be written 1000.
+    while value >= 999.5 and unit < len(_UNITS) - 1:
         value, unit = value / 1000, unit + 1
-    return f"{count} B" if unit == 0 else f"{value:.3g} {_UNITS[unit]}"
+    text = f"{value:.0f}" if value >= 100 or unit == 0 else f"{value:.3g}"
+    return f"{text} {_UNITS[unit]}"
 
 
 def duration(seconds: float) -> str:
