@@ -32,9 +32,8 @@ def synthetic_windows(
     Returns:
         ``count`` tensors, int64 ``[length]``.
     """
-    allowed = torch.ones(vocab_size, dtype=torch.bool)
-    allowed[[token for token in excluded if token < vocab_size]] = False
-    ids = allowed.nonzero().flatten()
+    left_out = frozenset(excluded)
+    ids = torch.tensor([i for i in range(vocab_size) if i not in left_out])
     # The offset keeps the first tokens from taking everything.
     cumulative = (1.0 / (torch.arange(len(ids), dtype=torch.float64) + 10)).cumsum(0)
     generator = torch.Generator().manual_seed(seed)
