@@ -121,10 +121,15 @@ def run_prune(
         ranks.wait()
         if store.open(_fingerprint(config, source, calibration)):
             logger.info("going on with the run in %s", store.path)
-        with clock.stage("measure"):
-            job.plan(store)
-        with clock.stage("prune"):
-            outcomes, _, _ = job.prune(store)
+        try:
+            with clock.stage("measure"):
+                job.plan(store)
+            with clock.stage("prune"):
+                outcomes, _, _ = job.prune(store)
+        except InputError:
+            # Going on would fail again: leave nothing behind.
+            store.remove()
+            raise
         ranks.wait()
         if not ranks.first:
             ranks.wait()

@@ -95,8 +95,9 @@ class Skeleton:
             if not f"{name}.".startswith(inside):
                 self._load_buffers(module, f"{name}.", skip=inside)
         for name, module in self.model.named_modules():
-            if not (f"{name}.".startswith(inside) or inside.startswith(f"{name}.")):
-                module.to(self.device)
+            if not f"{name}.".startswith(inside):
+                for key, buffer in module.named_buffers(recurse=False):
+                    setattr(module, key, buffer.to(self.device))
         self.model.eval()
 
     def _load_buffers(self, module: nn.Module, prefix: str, *, skip: str = "") -> None:
