@@ -223,10 +223,11 @@ def _level(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     It is the lowest that stays or the highest that goes: fewer than ``counts[i] + 1``
     scores of the row lie below it, and at least ``counts[i]`` at or below.
     """
-    index = counts.clamp(max=scores.shape[1] - 1)
-    lowest, highest = (int(bound) for bound in index.aminmax())
+    last = scores.shape[1] - 1
+    lowest, highest = (int(bound) for bound in counts.aminmax())
     if highest - lowest <= 1:
-        return scores.kthvalue(lowest + 1, dim=1).values
+        return scores.kthvalue(min(lowest, last) + 1, dim=1).values
+    index = counts.clamp(max=last)
     return scores.sort(dim=1).values.gather(1, index[:, None])[:, 0]
 
 

@@ -114,7 +114,7 @@ def sweep(
         work[:, behind].addmm_(errors.T, factor.upper[block, behind], alpha=-1)
         loss += float(errors.square().sum(dtype=torch.float64)) / 2
     # Those that stayed all the same keep their value: no input said otherwise.
-    work[:, factor.dead] = weight.detach().float()[:, factor.dead]
+    work[:, factor.dead] = weight.detach()[:, factor.dead].float()
     work.masked_fill_(~keep, 0.0)
     return Reconstruction(work, keep, loss, _note(factor, percdamp))
 
