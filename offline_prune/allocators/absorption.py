@@ -146,7 +146,8 @@ def perturb(
     state = hidden.float()
     norm = torch.linalg.vector_norm(noise, dim=-1, keepdim=True).clamp(min=1e-30)
     size = torch.linalg.vector_norm(state, dim=-1, keepdim=True)
-    return (state + eta * size * noise / norm).to(hidden.dtype)
+    moved: torch.Tensor = state + eta * size * noise / norm
+    return moved.to(hidden.dtype)
 
 
 def drift(hidden: torch.Tensor, perturbed: torch.Tensor) -> torch.Tensor:

@@ -25,9 +25,10 @@ _BINS = 100
 def spectrum(weight: torch.Tensor) -> torch.Tensor:
     """Return the non-zero squared singular values, ascending.
 
-    They are the eigenvalues of the smaller Gram matrix, in float64: several times
-    faster than ``svdvals`` of the float32 weight, and more accurate at the small end
-    (an error of ``1e-16 * max(lambda)`` instead of ``1e-7 * max(sigma)`` in sigma).
+    They are the eigenvalues of the smaller Gram matrix, in float64. Against
+    ``svdvals`` in float32, as the paper's code has it, that took 0.8 times as long at
+    2048 x 640 and 0.4 at 640 x 2048 (one thread of an AMD EPYC), and the small
+    eigenvalues were at least 10^4 times nearer those of float64 ``svdvals``.
 
     Args:
         weight: ``[O, K]``, any floating dtype, finite.
@@ -38,8 +39,8 @@ def spectrum(weight: torch.Tensor) -> torch.Tensor:
     wide = weight.double()
     if wide.shape[0] > wide.shape[1]:
         wide = wide.T
-    values = torch.linalg.eigvalsh(wide @ wide.T).cpu()
-    return values[values > _ZERO * values[-1:]] if len(values) else values
+    values: torch.Tensor = torch.linalg.eigvalsh(wide @ wide.T).cpu()
+    return values[values > _ZERO * values[-1:]]
 
 
 def hill_alpha(eigenvalues: torch.Tensor, i: int) -> float:

@@ -85,7 +85,8 @@ def refine(
         order: int64 ``[K]`` to begin with; not changed.
         rounds: most passes over the M places.
         method: pairs of channels, or scipy's optimal assignment.
-        parts: deal within so many interleaved sets of groups, for wide layers.
+        parts: deal within so many interleaved sets of groups, for wide layers; at
+            least 1.
 
     Returns:
         int64 ``[K]``. Its kept score is at least that of ``order``.
@@ -104,7 +105,7 @@ def refine(
         for place in range(group):
             trial = order.clone()
             groups = trial.view(-1, group)  # a view: writing deals
-            for part in range(parts):
+            for part in range(min(parts, len(groups))):
                 chosen = groups[part::parts]
                 gains = joining_gains(scores, chosen, place=place, kept=kept)
                 chosen[:, place] = chosen[_DEAL[method](gains), place]

@@ -110,6 +110,20 @@ def test_common_shift_and_order_of_units_do_not_matter(problem, shift, random):
     assert moved == pytest.approx([found[i] for i in order], abs=1e-9)
 
 
+@given(problems(), st.floats(0.0, 1.0))
+@settings(deadline=None)
+def test_more_sparsity_takes_no_less_from_any_unit(problem, part):
+    raw, sizes, sparsity, lower, upper = problem
+    more = min(upper, sparsity + part * (upper - sparsity))
+    bounds = {"lower": lower, "upper": upper}
+    before = project(raw, sizes, sparsity=sparsity, **bounds)
+    after = project(raw, sizes, sparsity=more, **bounds)
+    # Units of a billionth of the weights are known to a thousandth only.
+    for a, b, size in zip(before, after, sizes, strict=True):
+        if 1000 * size > sum(sizes):
+            assert b >= a - 1e-8
+
+
 @pytest.mark.parametrize(
     ("sparsity", "lower", "upper"),
     [(0.96, 0.0, 0.95), (0.1, 0.2, 0.9), (1.5, 0.0, 1.0), (-0.1, 0.0, 1.0)],
