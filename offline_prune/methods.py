@@ -97,7 +97,7 @@ def find_method(name: str) -> Method:
 
 def describe(kind: str, cls: type[Options]) -> Method:
     """Return what a method's class says about itself."""
-    needs = getattr(cls, "needs", frozenset())
+    needs: frozenset[Any] = getattr(cls, "needs", frozenset())
     return Method(
         kind=kind,
         name=str(getattr(cls, "name", cls.__name__.lower())),
@@ -111,21 +111,24 @@ def describe(kind: str, cls: type[Options]) -> Method:
 def methods_table(methods: Sequence[Method]) -> Table:
     """Return one line a method, for a terminal."""
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title="Methods", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for column in ("Kind", "Name", "What it does", "Data", "Source"):
         table.add_column(column, overflow="fold")
     previous = None
     for method in methods:
         if previous not in (None, method.kind):
             table.add_row()
-        table.add_row(
+        cells = (
             method.kind if method.kind != previous else "",
             method.name,
             method.title,
             ", ".join(method.needs) or "none",
             method.paper,
         )
+        # Text, because brackets are not markup here.
+        table.add_row(*map(Text, cells))
         previous = method.kind
     return table
 
@@ -148,7 +151,6 @@ def method_details(method: Method) -> Group:
         table.add_column(column, overflow="fold")
     for option in method.options:
         cells = (option.name, option.type, option.default, option.description)
-        # Text, because brackets of a description are not markup.
         table.add_row(*map(Text, cells))
     return Group(Text(head), table)
 

@@ -10,13 +10,13 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from offline_prune.report.pictures import FIGURES
 from offline_prune.text_file import write_bytes
@@ -54,7 +54,8 @@ def style() -> Iterator[None]:
     """Use the look of this file, whatever the user's matplotlibrc says."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
+        # Typed with the names of all settings, which differ between versions.
+        cast(Any, matplotlib.rcParams).update(_STYLE)
         yield
 
 
@@ -80,6 +81,11 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
         figure.savefig(buffer, format=kind, dpi=DOTS_PER_INCH, metadata=metadata)
         written.append(write_bytes(target / f"{name}.{kind}", buffer.getvalue()))
     return written
+
+
+def percent_ticks() -> FuncFormatter:
+    """Return a formatter of shares, without zeros behind the point."""
+    return FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
 
 
 def block_axis(axes: Axes, blocks: int) -> None:

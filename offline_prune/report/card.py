@@ -160,18 +160,19 @@ def _body(results: Results, pictures: Sequence[Picture]) -> str:
 
 def _use(*, packed: bool) -> str:
     """Return how to load and serve the folder."""
-    serve = (
-        "```console\n$ pip install 'vllm-sparse[gpu]'   # or [cpu]\n"
-        "$ vllm-sparse serve FOLDER\n```"
-    )
+    install = "$ pip install 'vllm-sparse[gpu]'   # or [cpu]\n"
     if packed:
         return (
             "The weights are packed (bits and non-zero values), so vLLM needs the "
-            "plugin; `offline-prune unpack` makes an ordinary folder of it:\n\n" + serve
+            "plugin; `offline-prune unpack` makes an ordinary folder of it:\n\n"
+            f"```console\n{install}$ vllm-sparse serve FOLDER\n```"
         )
     return (
         "It is an ordinary folder of safetensors: transformers and vLLM open it as "
-        "they open the base model. With vllm-sparse the zeros are used:\n\n" + serve
+        "they open the base model, and are as fast as with it. To make use of the "
+        "zeros, pack it and serve it with the plugin:\n\n"
+        f"```console\n{install}$ offline-prune pack FOLDER --output PACKED\n"
+        "$ vllm-sparse serve PACKED\n```"
     )
 
 

@@ -8,7 +8,6 @@ from itertools import cycle
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from offline_prune.report.canvas import (
     BLACK,
@@ -20,11 +19,15 @@ from offline_prune.report.canvas import (
     STYLES,
     block_axis,
     new_figure,
+    percent_ticks,
 )
 
 # Beyond this many blocks markers run into each other: every second, third, ... only.
 _MARKERS_FROM = 24
 _NO_EFFECT = 1.0
+# From this ratio of the largest to the smallest value, an axis is logarithmic.
+_LOG_FROM = 30.0
+_LEGEND_COLUMNS = 5
 
 
 def block_bars(shares: Sequence[float], *, target: float) -> Figure:
@@ -35,16 +38,20 @@ def block_bars(shares: Sequence[float], *, target: float) -> Figure:
     axes.grid(axis="y")
     axes.bar(range(len(shares)), shares, color=BLUE, width=0.8, label="removed")
     axes.axhline(
-        target, color=RED, linewidth=1.4, linestyle="--", label=f"target {target:.1%}"
+        target,
+        color=RED,
+        linewidth=1.4,
+        linestyle="--",
+        label=f"target {100 * target:.3g}%",
     )
     axes.set_title("Weights removed from each block")
     axes.set_ylabel("Removed")
     axes.set_ylim(0.0, max(1.0 if max(shares) > 0.75 else 0.0, 1.15 * max(shares)))
     if axes.get_ylim()[1] > 1.0:
         axes.set_ylim(0.0, 1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(percent_ticks())
     block_axis(axes, len(shares))
-    _legend_above(axes, 2)
+    _legend_above(axes)
     return figure
 
 
@@ -61,7 +68,6 @@ def allocation_curves(
     figure = new_figure(3.6)
     axes = figure.add_subplot()
     axes.grid(axis="y")
-    axes.axhline(target, color=GREY, linewidth=0.8, zorder=1)
     looks = cycle(zip(COLORS, MARKERS, STYLES, strict=True))
     for name, shares in curves.items():
         chosen = name == used
@@ -78,11 +84,14 @@ def allocation_curves(
             zorder=3 if chosen else 2,
             label=f"{name} (used)" if chosen else name,
         )
+    if "uniform" not in curves:
+        label = f"target {100 * target:.3g}%"
+        axes.axhline(target, color=GREY, linewidth=1.0, zorder=1, label=label)
     axes.set_title("Weights removed from each block, by allocator, same budget")
     axes.set_ylabel("Removed")
-    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.yaxis.set_major_formatter(percent_ticks())
     block_axis(axes, max(len(shares) for shares in curves.values()))
-    _legend_above(axes, 4)
+    _legend_below(axes)
     return figure
 
 
@@ -104,6 +113,8 @@ def profile_panels(profiles: Mapping[str, Sequence[float]]) -> Figure:
             linewidth=1.3,
         )
         axes.set_title(name)
+        if _spreads(finite):
+            axes.set_yscale("log")
         if "amplification" in name.lower():
             axes.axhline(_NO_EFFECT, color=GREY, linewidth=0.8, linestyle="--")
         axes.margins(y=0.12)
@@ -125,7 +136,9 @@ def task_dots(scores: Mapping[str, tuple[float | None, float]]) -> Figure:
         if dense is not None:
             axes.plot([dense, pruned], [row, row], color=GREY, linewidth=1.6, zorder=1)
     rows = range(len(scores))
-    known = [(i, dense) for i, (dense, _) in enumerate(scores.values()) if dense]
+    known = [
+        (i, dense) for i, (dense, _) in enumerate(scores.values()) if dense is not None
+    ]
     axes.scatter(
         [x for _, x in known],
         [i for i, _ in known],
@@ -141,11 +154,11 @@ def task_dots(scores: Mapping[str, tuple[float | None, float]]) -> Figure:
     axes.set_yticks(rows, list(scores))
     axes.invert_yaxis()
     axes.margins(y=0.08)
-    axes.set_title("Score of each task, without training")
+    axes.set_title("Score of each task, dense and pruned")
     axes.set_xlabel("Score")
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.xaxis.set_major_formatter(percent_ticks())
     axes.tick_params(axis="y", length=0)
-    _legend_above(axes, 2)
+    _legend_above(axes)
     return figure
 
 
@@ -154,16 +167,33 @@ def _marked(count: int) -> int:
     return max(1, round(count / _MARKERS_FROM))
 
 
-def _legend_above(axes: Axes, columns: int) -> None:
-    """Put the legend beside the title, where it covers no data."""
-    handles, labels = axes.get_legend_handles_labels()
-    single = len(labels) <= 2
+def _spreads(values: Sequence[float]) -> bool:
+    """Return whether only a logarithm shows both the small and the large values."""
+    known = [value for value in values if math.isfinite(value)]
+    return bool(known) and min(known) > 0 and max(known) / min(known) >= _LOG_FROM
+
+
+def _legend_above(axes: Axes) -> None:
+    """Put a legend of two beside the title, where it covers no data."""
     axes.legend(
-        handles,
-        labels,
-        loc="lower right" if single else "upper center",
-        bbox_to_anchor=(1.0, 1.0) if single else (0.5, -0.16),
-        ncols=columns,
+        loc="lower right",
+        bbox_to_anchor=(1.0, 1.0),
+        ncols=2,
         handlelength=2.6,
+        borderaxespad=0.2,
+    )
+
+
+def _legend_below(axes: Axes) -> None:
+    """Put a legend of many below the axis."""
+    count = len(axes.get_legend_handles_labels()[1])
+    # As many rows as needed, of equal length.
+    rows = -(-count // _LEGEND_COLUMNS)
+    axes.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.16),
+        ncols=-(-count // rows),
+        handlelength=2.6,
+        columnspacing=1.6,
         borderaxespad=0.2,
     )

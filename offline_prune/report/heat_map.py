@@ -9,9 +9,15 @@ import matplotlib
 import numpy as np
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator
+from matplotlib.ticker import LogFormatter, LogLocator
 
-from offline_prune.report.canvas import COLOR_MAP, WIDTH, block_axis, new_figure
+from offline_prune.report.canvas import (
+    COLOR_MAP,
+    WIDTH,
+    block_axis,
+    new_figure,
+    percent_ticks,
+)
 from offline_prune.report.layers import LayerResult
 
 # From this ratio of the largest to the smallest, colours follow the logarithm.
@@ -52,7 +58,7 @@ def heat_map(
     mesh = axes.pcolormesh(
         np.arange(blocks + 1) - 0.5,
         np.arange(len(kinds) + 1) - 0.5,
-        np.ma.masked_invalid(grid),
+        grid,
         cmap=colors,
         norm=_norm(grid),
         edgecolors="white",
@@ -67,14 +73,14 @@ def heat_map(
     block_axis(axes, blocks)
     axes.set_xlim(-0.5, blocks - 0.5)
     bar = figure.colorbar(mesh, ax=axes, pad=0.01, aspect=12)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label(label)
     if isinstance(mesh.norm, LogNorm):
         bar.locator = LogLocator(subs=(1.0, 2.0, 5.0))
         bar.formatter = LogFormatter(labelOnlyBase=False, minor_thresholds=(9, 9))
         bar.minorticks_off()
     if percent:
-        bar.formatter = FuncFormatter(lambda share, _: f"{100 * share:.3g}%")
+        bar.formatter = percent_ticks()
     bar.update_ticks()
     return figure
 

@@ -17,7 +17,7 @@ from offline_prune.report.formatting import (
 )
 from offline_prune.report.pictures import Picture
 from offline_prune.report.quality import quality_tables
-from offline_prune.report.results import RESULTS_NAME, Results
+from offline_prune.report.results import RESULTS_NAME, RUN_NAME, Results
 from offline_prune.report.summary import (
     by_kind,
     mean_error,
@@ -39,7 +39,7 @@ def report(results: Results, pictures: Sequence[Picture] = ()) -> str:
     """
     parts = [
         f"# Pruning report: {results.model.name}",
-        f"{results.date}. All numbers are from `{RESULTS_NAME}` beside this file.",
+        f"Made {results.date}, from `{RESULTS_NAME}` and `{RUN_NAME}` beside it.",
         summary_table(results),
         *_notes(results),
         "## Quality",
@@ -144,16 +144,10 @@ def reproduction(results: Results) -> str:
 
 
 def _notes(results: Results) -> list[str]:
-    """Return what a user should know, fallbacks of layers included."""
-    notes = list(results.notes)
-    reasons: dict[str, list[str]] = {}
-    for layer in results.layers:
-        if layer.fallback is not None:
-            reasons.setdefault(layer.fallback, []).append(layer.name)
-    for reason, names in reasons.items():
-        others = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        notes.append(f"{names[0]}{others}: {reason}")
-    return ["## Notes", "\n".join(f"- {note}" for note in notes)] if notes else []
+    """Return what a user of the model should know."""
+    if not results.notes:
+        return []
+    return ["## Notes", "\n".join(f"- {note}" for note in results.notes)]
 
 
 def _blocks(results: Results) -> str:

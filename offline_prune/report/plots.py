@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 # Shares that differ by less look the same: no picture.
 _VISIBLE = 5e-4
+# What the measure of an allocator is; others are shown by their name.
+_LABELS = {
+    "owl": "owl: outliers (% of the scores)",
+    "dlp": "dlp: mean score",
+    "alpha_pruning": "alpha_pruning: exponent of the spectrum's tail",
+    "amplification": "amplification of an error on its way to the output (ratio)",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,12 +121,14 @@ def _drawings(results: Results) -> list[tuple[Picture, Figure]]:
         )
         found.append((Picture("errors", caption), figure))
     if len(results.allocations) > 1:
-        used = results.config.get("allocator")
-        figure = allocation_curves(results.allocations, used=used, target=target)
+        figure = allocation_curves(
+            results.allocations, used=_used(results), target=target
+        )
         caption = "What each allocator removes from each block at the same budget."
         found.append((Picture("allocations", caption), figure))
     if results.profiles:
-        figure = profile_panels(results.profiles)
+        named = {_LABELS.get(k, k): v for k, v in results.profiles.items()}
+        figure = profile_panels(named)
         caption = "What the allocators measured on the dense blocks."
         found.append((Picture("profiles", caption), figure))
     scores = {
@@ -132,6 +141,13 @@ def _drawings(results: Results) -> list[tuple[Picture, Figure]]:
         caption = "Score of each task: dense model and pruned model."
         found.append((Picture("tasks", caption), task_dots(scores)))
     return found
+
+
+def _used(results: Results) -> str:
+    """Return the name of the curve that was pruned: corrected, if there is one."""
+    allocator = str(results.config.get("allocator"))
+    corrected = f"{allocator}+{results.config.get('correction')}"
+    return corrected if corrected in results.allocations else allocator
 
 
 def _differ(shares: Sequence[float]) -> bool:

@@ -86,6 +86,13 @@ def dense_content(
     return content
 
 
+def count_nonfinite(name: str, place: StoredTensor) -> int:
+    """Return how many elements of a vector ``[O]`` are NaN or infinite."""
+    with open_weights(place.file) as file:
+        vector = file.get_tensor(name)
+    return int(vector.numel() - vector.isfinite().sum())
+
+
 def packed_content(
     module: str,
     tensors: Mapping[str, StoredTensor],

@@ -10,6 +10,7 @@ from offline_prune.report.layers import LayerResult
 from offline_prune.report.results import RESULTS_NAME
 from offline_prune.verification.content import (
     Content,
+    count_nonfinite,
     dense_content,
     packed_content,
 )
@@ -64,6 +65,7 @@ def check_layer(
             layer.stored_as, place, pattern, transposed=layer.transposed
         )
     problems += _differences(layer, content, pattern)
+    problems += _bias(index, layer, f"{module}.bias")
     return content.zeros, problems
 
 
@@ -74,17 +76,33 @@ def _misshaped(
     rows, columns = layer.out_features, layer.in_features
     for name in names:
         found = index.tensors[name]
+        types: tuple[str, ...] = _FLOATS
+        shape: tuple[int, ...] = (
+            (columns, rows) if layer.transposed else (rows, columns)
+        )
         if in_bits and name.endswith(BITMASK):
             types, shape = (_BITS,), (rows, -(-columns // 8))
         elif in_bits:
-            types, shape = _FLOATS, found.shape[:1]
-        else:
-            types = _FLOATS
-            shape = (columns, rows) if layer.transposed else (rows, columns)
+            shape = found.shape[:1]
         if not _fits(found, types, shape):
             yield (
                 f"{layer.name}: {name} is {found.dtype} {list(found.shape)}. Expected "
                 f"{' or '.join(types)} {list(shape)}, by {RESULTS_NAME}."
+            )
+
+
+def _bias(index: TensorIndex, layer: LayerResult, name: str) -> Iterator[str]:
+    """Yield a sentence if the layer has a bias that is no number somewhere.
+
+    Compensation by mean shift writes biases.
+    """
+    place = index.tensors.get(name)
+    if place is not None and place.dtype in _FLOATS:
+        count = count_nonfinite(name, place)
+        if count:
+            yield (
+                f"{layer.name}: {count:,} elements of its bias are NaN or infinite. "
+                "Expected finite numbers: prune the model again."
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 from nmsparse.config import ConfigError, SparsityConfig, WeightSparsity
@@ -30,8 +31,9 @@ def sidecar_findings(folder: Path, results: Results) -> tuple[list[str], list[st
         return [], [f"There is no {SIDECAR_NAME}: nothing to compare with it."]
     members: dict[str, list[LayerResult]] = defaultdict(list)
     silent = 0
+    group_of = _group_of(config)
     for layer in results.layers:
-        group = _group_of(config, layer.name)
+        group = group_of(layer.name)
         if group is None:
             silent += 1
         else:
@@ -50,16 +52,31 @@ def sidecar_findings(folder: Path, results: Results) -> tuple[list[str], list[st
     return problems, notes
 
 
-def _group_of(config: SparsityConfig, name: str) -> str | None:
-    """Return the group whose weight sparsity is recorded for a layer."""
-    best, winner = Specificity.NONE, None
+def _group_of(config: SparsityConfig) -> Callable[[str], str | None]:
+    """Return a function from a layer to the group that records its weight sparsity.
+
+    Full names are looked up: a model of many experts has as many groups.
+    """
+    exact: dict[str, str] = {}
+    broad: list[tuple[str, str]] = []
     for key, group in config.groups.items():
-        if group.weight is None:
-            continue
-        found = max(match(target, name, ("Linear",)) for target in group.targets)
-        if found > best:
-            best, winner = found, key
-    return winner
+        if group.weight is not None:
+            for target in group.targets:
+                exact.setdefault(target, key)
+                if target.startswith("re:") or "." not in target:
+                    broad.append((target, key))
+
+    def find(name: str) -> str | None:
+        if name in exact:
+            return exact[name]
+        best, winner = Specificity.NONE, None
+        for target, key in broad:
+            found = match(target, name, ("Linear",))
+            if found > best:
+                best, winner = found, key
+        return winner
+
+    return find
 
 
 def _differences(

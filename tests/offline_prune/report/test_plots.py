@@ -48,13 +48,7 @@ def test_files_are_pictures(drawn):
             assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_same_results_same_bytes(drawn, tmp_path):
-    again = write_plots(tmp_path, run(18, uneven=True))
-    for first, second in zip(drawn[1].files, again.files, strict=True):
-        assert first.read_bytes() == second.read_bytes(), first.name
-
-
-def test_users_settings_neither_matter_nor_change(drawn, tmp_path):
+def test_same_bytes_whatever_the_users_settings_which_stay(drawn, tmp_path):
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "red"}):
         again = write_plots(tmp_path, run(18, uneven=True))
@@ -117,7 +111,19 @@ def test_used_allocator_is_named():
     )
     legend = figure.axes[0].get_legend()
     labels = [text.get_text() for text in legend.get_texts()]
-    assert labels == ["owl (used)", "dlp"]
+    assert labels == ["owl (used)", "dlp", "target 50%"]
+
+
+def test_corrected_allocation_is_the_one_that_was_used():
+    from offline_prune.report.plots import _used
+
+    layers = [layer("model.layers.0.mlp.up_proj", 0, 1)]
+    config = {"allocator": "owl", "correction": "absorption"}
+    curves = {"owl": [0.5], "owl+absorption": [0.5]}
+    results = results_of(layers, config=config, allocations=curves)
+    assert _used(results) == "owl+absorption"
+    config = {"allocator": "owl", "correction": None}
+    assert _used(results.model_copy(update={"config": config})) == "owl"
 
 
 def test_without_matplotlib(tmp_path, monkeypatch):

@@ -85,14 +85,10 @@ def test_too_many_layers_are_not_listed(monkeypatch):
     assert "experts.2.up |" not in text
 
 
-def test_fallbacks_are_notes_once_a_reason():
-    layers = [
-        layer(f"model.layers.0.mlp.experts.{i}.up", 0, 8, fallback="no token")
-        for i in range(3)
-    ]
-    text = report(results_of(layers, notes=["Documents were joined."]))
-    assert "- Documents were joined.\n" in text
-    assert "- model.layers.0.mlp.experts.0.up and 2 more: no token\n" in text
+def test_notes():
+    text = report(results_of([layer(UP, 0, 8)], notes=["Joined.", "3 layers: none."]))
+    assert "## Notes\n\n- Joined.\n- 3 layers: none.\n" in text
+    assert "## Notes" not in report(results_of([layer(UP, 0, 8)]))
 
 
 def test_packed_folder_is_called_packed():

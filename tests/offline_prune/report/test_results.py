@@ -20,6 +20,7 @@ from offline_prune.report.measurements import (
 )
 from offline_prune.report.results import (
     RESULTS_NAME,
+    RUN_NAME,
     CalibrationResult,
     Results,
     read_results,
@@ -75,9 +76,30 @@ def test_any_number_survives(value):
 def test_replaces_and_leaves_nothing_behind(tmp_path, results):
     write_results(tmp_path, results)
     write_results(tmp_path, results.model_copy(update={"notes": ["again"]}))
-    assert [path.name for path in tmp_path.iterdir()] == [RESULTS_NAME]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [RESULTS_NAME, RUN_NAME]
     assert read_results(tmp_path).notes == ["again"]
     assert (tmp_path / RESULTS_NAME).stat().st_mode & 0o777 == 0o644
+
+
+def test_what_differs_between_runs_is_in_a_file_of_its_own(tmp_path, results):
+    """The same model pruned twice gives the same results.json."""
+    texts = []
+    for day in ("Monday", "Tuesday"):
+        update = {"date": day, "command": f"run {day}", "hardware": day}
+        update |= {"time": {"prune": float(len(day))}, "peak_memory_bytes": len(day)}
+        run_of_a_day = results.model_copy(update=update)
+        texts.append(write_results(tmp_path, run_of_a_day).read_bytes())
+        assert read_results(tmp_path) == run_of_a_day
+    assert texts[0] == texts[1]
+
+
+def test_lost_run_file_costs_only_what_was_in_it(tmp_path, results):
+    write_results(tmp_path, results)
+    (tmp_path / RUN_NAME).unlink()
+    found = read_results(tmp_path)
+    assert found.layers == results.layers
+    assert found.date == "not recorded"
 
 
 def test_is_frozen(results):
@@ -86,7 +108,7 @@ def test_is_frozen(results):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match=r"has no results\.json.*offline-prune prune"):
+    with pytest.raises(InputError, match=r"has no results\.json.*offline-prune run"):
         read_results(tmp_path)
 
 
@@ -124,7 +146,7 @@ def test_edited_file_is_refused(tmp_path, results, change, message):
 def test_damaged_file_is_refused(tmp_path, results):
     path = write_results(tmp_path, results)
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(InputError, match="Invalid JSON"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_results(tmp_path)
 
 

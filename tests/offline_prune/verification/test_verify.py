@@ -189,6 +189,16 @@ def test_number_that_is_none(folder, value):
     )
 
 
+def test_bias_that_is_no_number(folder):
+    def add(tensors):
+        if f"{UP}.weight" in tensors:
+            tensors[f"{UP}.bias"] = torch.zeros(ROWS, dtype=torch.bfloat16)
+            tensors[f"{UP}.bias"][3:5] = float("nan")
+
+    change_tensors(folder, add)
+    assert only_problem(folder).startswith(f"{UP}: 2 elements of its bias are NaN")
+
+
 def test_bytes_of_another_tensor_changed(folder):
     def spoil(tensors):
         if NORM in tensors:
@@ -271,7 +281,7 @@ def test_no_results(folder):
 
 def test_unreadable_results(folder):
     (folder / RESULTS_NAME).write_text("{")
-    assert "Invalid JSON" in only_problem(folder)
+    assert f"{RESULTS_NAME} cannot be read" in only_problem(folder)
 
 
 def test_no_config(folder):

@@ -145,13 +145,13 @@ def run(blocks: int, *, sparsity: float = 0.7, uneven: bool = False) -> Results:
         ),
         allocations=curves,
         profiles={
-            "outliers (% of scores, OWL)": [
+            "owl": [
                 1.2 + 3 * math.exp(-i / 3) + dice.uniform(0, 0.3) for i in range(blocks)
             ],
-            "alpha (AlphaPruning)": [
+            "alpha_pruning": [
                 3.4 + math.sin(i / 4) + dice.uniform(0, 0.2) for i in range(blocks)
             ],
-            "amplification (ratio)": [
+            "amplification": [
                 3.5 * math.exp(-3 * i / blocks) + 0.5 for i in range(blocks)
             ],
         },
