@@ -14,7 +14,7 @@ import torch
 from offline_prune.calibration.config import SYNTHETIC, CalibrationConfig
 from offline_prune.calibration.documents import Document, Documents
 from offline_prune.calibration.encoding import Encoder
-from offline_prune.calibration.sources import drawn_rows, shuffled
+from offline_prune.calibration.sources import drawn_rows, is_local, shuffled
 from offline_prune.calibration.synthetic import synthetic_windows
 from offline_prune.calibration.token_ids import check_id
 from offline_prune.calibration.windows import Cutter, Windows
@@ -182,7 +182,7 @@ def _described(
         "joined": windows.joined,
         "overlapping": windows.overlapping,
     }
-    if source == config.source and source != SYNTHETIC:
+    if source == config.source and source != SYNTHETIC and not is_local(source):
         description |= {"subset": config.subset, "split": config.split}
     return CalibrationSet(tensors, hash_of(tensors), source, description)
 

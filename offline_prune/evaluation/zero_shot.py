@@ -112,15 +112,24 @@ def zero_shot(
         batch_size=batch_size,
         add_bos_token=bool(lead),
     )
-    results = lm_eval.simple_evaluate(
-        model=runner,
-        tasks=wanted,
-        task_manager=manager,
-        num_fewshot=0,
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=False,
-    )
+    try:
+        results = lm_eval.simple_evaluate(
+            model=runner,
+            tasks=wanted,
+            task_manager=manager,
+            num_fewshot=0,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+    except OSError as error:
+        if task_data is not None:
+            raise
+        raise InputError(
+            f"Zero-shot: the data of {', '.join(tasks)} cannot be loaded ({error}). "
+            "Expected a network that reaches the Hub, or a folder with local files of "
+            "the tasks (task_data)."
+        ) from error
     version = getattr(lm_eval, "__version__", None) or _version()
     return ZeroShot(f"lm-eval {version} (transformers)", _scores(results))
 

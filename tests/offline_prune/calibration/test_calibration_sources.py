@@ -44,6 +44,7 @@ def test_every_kind_of_file_gives_the_same_windows(tmp_path, tokenizer):
     assert all(len(letters) == 1 for letters in contents(jsonl, tokenizer))
     assert jsonl.source == str(tmp_path / "rows.jsonl")
     assert jsonl.description["kinds"] == ["text"]
+    assert "split" not in jsonl.description, "files have none"
 
 
 def test_parquet_gives_the_windows_of_jsonl(tmp_path, tokenizer):

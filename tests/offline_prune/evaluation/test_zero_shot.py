@@ -149,6 +149,28 @@ def test_unknown_tasks_are_refused(data):
         zero_shot(model, tokenizer, tasks=[], task_data=data[0])
 
 
+class Manager:
+    """What is used of lm-eval's task manager, which reads 10,000 files."""
+
+    all_tasks = ("piqa", "winogrande")
+
+
+def test_tasks_of_the_hub_without_a_network(monkeypatch):
+    lm_eval = pytest.importorskip("lm_eval")
+
+    def unreachable(**arguments):
+        assert arguments["tasks"] == ["piqa"]
+        raise ConnectionError("no route to the Hub")
+
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
+    monkeypatch.setattr(lm_eval, "simple_evaluate", unreachable, raising=False)
+    model, tokenizer = model_and_tokenizer()
+    with pytest.raises(InputError, match=r"data of piqa.*no route.*task_data"):
+        zero_shot(model, tokenizer, tasks=["piqa"])
+    with pytest.raises(InputError, match=r"'winogrand'. Did you mean: winogrande\?"):
+        zero_shot(model, tokenizer, tasks=["winogrand"])
+
+
 def test_without_lm_eval_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     model, tokenizer = model_and_tokenizer()
