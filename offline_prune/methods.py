@@ -7,6 +7,7 @@ of its class.
 from __future__ import annotations
 
 import importlib
+import inspect
 import types
 import typing
 from collections.abc import Sequence
@@ -51,15 +52,18 @@ class Method:
     Attributes:
         kind: the key of a recipe that names it, such as ``scorer``.
         name: the value of that key.
-        title: a few words.
+        title: what people call it.
+        summary: what it does, in a line.
         paper: where it comes from.
-        needs: statistics of calibration data that its defaults need; empty if none.
+        needs: statistics of the linears' inputs that its defaults need; empty if none.
+            A method without them may still run the model on calibration text.
         options: in the order of the class.
     """
 
     kind: str
     name: str
     title: str
+    summary: str
     paper: str
     needs: tuple[str, ...]
     options: tuple[MethodOption, ...]
@@ -102,6 +106,7 @@ def describe(kind: str, cls: type[Options]) -> Method:
         kind=kind,
         name=str(getattr(cls, "name", cls.__name__.lower())),
         title=str(getattr(cls, "title", "")),
+        summary=(inspect.getdoc(cls) or "").partition("\n")[0],
         paper=str(getattr(cls, "paper", "")),
         needs=tuple(sorted(str(getattr(need, "value", need)) for need in needs)),
         options=tuple(_option(k, field) for k, field in cls.model_fields.items()),
@@ -114,7 +119,7 @@ def methods_table(methods: Sequence[Method]) -> Table:
     from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
-    for column in ("Kind", "Name", "What it does", "Data", "Source"):
+    for column in ("Kind", "Name", "What it does", "Statistics", "Source"):
         table.add_column(column, overflow="fold")
     previous = None
     for method in methods:
@@ -123,7 +128,7 @@ def methods_table(methods: Sequence[Method]) -> Table:
         cells = (
             method.kind if method.kind != previous else "",
             method.name,
-            method.title,
+            method.summary,
             ", ".join(method.needs) or "none",
             method.paper,
         )
@@ -140,9 +145,9 @@ def method_details(method: Method) -> Group:
     from rich.text import Text
 
     head = (
-        f"{method.kind} {method.name}: {method.title}\n"
+        f"{method.title} ({method.kind}: {method.name})\n{method.summary}\n"
         f"Source: {method.paper}\n"
-        f"Calibration data: {', '.join(method.needs) or 'none'}\n"
+        f"Statistics of its inputs: {', '.join(method.needs) or 'none'}\n"
     )
     if not method.options:
         return Group(Text(head), Text("It has no options."))

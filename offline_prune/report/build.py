@@ -47,7 +47,7 @@ def build_report(folder: str | Path, *, plots: bool = True) -> list[Path]:
 
 
 def _as_found(path: Path, results: Results) -> Results:
-    """Return the results with the sizes of a folder that was packed afterwards."""
+    """Return the results of a folder that was packed or unpacked afterwards."""
     sizes = results.sizes
     if sizes is None or not (path / CONFIG_NAME).is_file():
         return results
@@ -57,8 +57,10 @@ def _as_found(path: Path, results: Results) -> Results:
     form: Literal["dense", "packed"] = "packed" if packed else "dense"
     if form == sizes.saved_format:
         return results
-    update = {"saved_format": form, "saved_bytes": model.weight_bytes}
-    return results.model_copy(update={"sizes": sizes.model_copy(update=update)})
+    changed = {"saved_format": form, "saved_bytes": model.weight_bytes}
+    # The recorded hashes are those of the files before they were rewritten.
+    update = {"sizes": sizes.model_copy(update=changed), "files": {}}
+    return results.model_copy(update=update)
 
 
 def _write(path: Path, results: Results, drawn: Plots) -> list[Path]:

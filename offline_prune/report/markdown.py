@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 
@@ -126,7 +127,7 @@ def reproduction(results: Results) -> str:
     parts = []
     if results.command:
         parts.append(f"```console\n$ {results.command}\n```")
-    recipe = yaml.safe_dump(results.config, sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(_given(results.config), sort_keys=False, allow_unicode=True)
     parts.append(f"The same as a recipe:\n\n```yaml\n{recipe.rstrip()}\n```")
     versions = [f"{name} {version}" for name, version in results.versions.items()]
     if versions:
@@ -141,6 +142,15 @@ def reproduction(results: Results) -> str:
         rows = [(name, f"`{value}`") for name, value in hashes]
         parts.append(folded("SHA-256", table(("What", "Hash"), rows, left=2)))
     return "\n\n".join(parts)
+
+
+def _given(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without nulls and empty options: those are defaults."""
+    found = {
+        key: _given(value) if isinstance(value, dict) else value
+        for key, value in config.items()
+    }
+    return {k: v for k, v in found.items() if v is not None and v not in ({}, [])}
 
 
 def _notes(results: Results) -> list[str]:

@@ -71,6 +71,7 @@ def rooms(monkeypatch):
 def test_describe():
     found = methods.describe("scorer", Example)
     assert (found.name, found.title) == ("example", "An example")
+    assert found.summary == "A method that never was."
     assert found.needs == ("gram", "moments")
     assert [(o.name, o.type, o.default, o.description) for o in found.options] == [
         ("share", "float", "0.5", "How much [of it]."),
@@ -93,7 +94,14 @@ def test_list_and_find(rooms):
 
 def test_table_names_everything(rooms):
     text = shown(methods.methods_table(methods.list_methods()))
-    for word in ("scorer", "example", "gram, moments", "Nobody 2026 [draft]", "none"):
+    for word in (
+        "scorer",
+        "example",
+        "never was",
+        "gram, moments",
+        "Nobody 2026 [draft]",
+        "none",
+    ):
         assert word in text
 
 
@@ -119,6 +127,8 @@ def test_real_methods_say_what_they_are():
     }
     for method in found:
         assert method.title
+        assert method.summary.endswith(".")
+        assert len(method.summary) < 100
         assert method.paper
         for option in method.options:
             assert option.description, f"{method.name}.{option.name}"

@@ -66,6 +66,7 @@ def test_folder_that_was_packed_afterwards(folder):
     build_report(folder, plots=False)
     text = (folder / "report.md").read_text("utf-8")
     assert "| packed (this folder) | 1.23 kB |" in text
+    assert "saved model.safetensors" not in text
     assert read_results(folder).sizes.saved_format == "dense"
 
 
