@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offline_prune.pipeline.run import PruneReport, Texts
+
+logger = logging.getLogger(__name__)
 
 
 def prune(
@@ -143,7 +146,6 @@ def prune(
     if report:
         try:
             build_report(done.folder)
-        except MissingDependencyError:
-            # Report and card were written, without pictures.
-            pass
+        except MissingDependencyError as error:
+            logger.warning("Report and model card have no pictures: %s", error)
     return done

@@ -101,6 +101,7 @@ class Run(BaseModel):
 
     def cli_cmd(self) -> None:
         """Run the sub-command."""
+        from offline_prune.errors import MissingDependencyError
         from offline_prune.pipeline.run import run_prune
         from offline_prune.report.build import build_report
 
@@ -112,7 +113,10 @@ class Run(BaseModel):
             device=self.device,
             command=shlex.join(["offline-prune", *sys.argv[1:]]),
         )
-        build_report(done.folder)
+        try:
+            build_report(done.folder)
+        except MissingDependencyError as error:
+            say(f"Report and model card have no pictures: {error}")
         budget = done.results.budget
         say(
             f"{budget.removed:,} of {budget.total:,} weights are zero "

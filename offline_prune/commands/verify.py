@@ -27,3 +27,5 @@ class Verify(BaseModel):
             f"{self.folder} is what its record says: {len(found.layers)} layers, "
             f"{found.zeros:,} zeros, every pattern, count and hash as recorded."
         )
+        for note in found.notes:
+            say(note)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,11 +134,9 @@ def evaluate(
     if record is not None:
         update = {"evaluation": [*record.evaluation, *found]}
         write_results(path, record.model_copy(update=update))
-        try:
+        # Without matplotlib the report is written without pictures.
+        with contextlib.suppress(MissingDependencyError):
             build_report(path)
-        except MissingDependencyError:
-            # The report was written, without pictures.
-            pass
     return Evaluated(found, record is not None)
 
 

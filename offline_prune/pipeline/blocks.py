@@ -141,7 +141,9 @@ def _prune(
 
 def _probe(job: Pass, stream: Stream, index: int) -> torch.Tensor | None:
     """Return the block's output on the first window."""
-    return next(iter(stream.outputs(index, job.skeleton.blocks[index])), None)
+    if not len(stream):
+        return None
+    return stream.output(index, job.skeleton.blocks[index], 0)
 
 
 def _check_absorbed(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -15,6 +16,10 @@ from offline_prune.pipeline.ranks import Ranks
 from offline_prune.pipeline.stream import Stream
 from offline_prune.statistics.inputs import InputStatistics
 from offline_prune.statistics.needs import Need
+
+
+class _EndOfInputsError(Exception):
+    """All inputs of a block were seen: what follows makes only its output."""
 
 
 class Collector:
@@ -48,6 +53,9 @@ class Collector:
         self.statistics: dict[str, InputStatistics] = {}
         self._leaders: dict[str, str] = {}
         self._last: tuple[str, torch.Tensor] | None = None
+        self._order: list[str] = []
+        self._hooked: list[str] = []
+        self._ends = False
         self._handles: list[Any] = []
 
     def __enter__(self) -> Collector:
@@ -55,6 +63,7 @@ class Collector:
         for layer in self._layers:
             modules.setdefault(layer.module, []).append(layer)
         for module, layers in modules.items():
+            self._hooked.append(layers[0].name)
             if layers[0].expert is None:
                 hook = self._linear(layers[0])
             else:
@@ -68,6 +77,16 @@ class Collector:
         for handle in self._handles:
             handle.remove()
         self._last = None
+
+    def run(self, stream: Stream, index: int, block: nn.Module) -> None:
+        """Run the block over all windows, as far as inputs are still to be seen."""
+        for position in range(len(stream)):
+            with contextlib.suppress(_EndOfInputsError):
+                stream.output(index, block, position)
+            # Once every layer was called, and once: then the last call is the last.
+            self._ends = sorted(self._order) == sorted(self._hooked)
+            self.window += 1
+            stream.tick()
 
     def shared(self) -> dict[str, InputStatistics]:
         """Return every layer's statistics; empty ones for experts never chosen."""
@@ -98,8 +117,16 @@ class Collector:
             if self._leaders[layer.name] == layer.name:
                 self._last = (layer.name, x)
                 self._update(layer.name, x)
+            self._seen(layer.name)
 
         return hook
+
+    def _seen(self, name: str) -> None:
+        """Stop the block once the layer that was the first window's last is seen."""
+        if not self._ends:
+            self._order.append(name)
+        elif name == self._order[-1]:
+            raise _EndOfInputsError
 
     def _experts(self, module: nn.Module, layers: Sequence[Layer]) -> Any:
         names = {(layer.expert, layer.part): layer.name for layer in layers}
@@ -114,6 +141,7 @@ class Collector:
                     name = names.get((expert, part))
                     if name is not None and self._leaders.get(name, name) == name:
                         self._update(name, x)
+            self._seen(layers[0].name)
 
         return hook
 
@@ -155,8 +183,7 @@ def collect(
     )
     if needs:
         with collector:
-            for _ in stream.outputs(index, block):
-                collector.window += 1
+            collector.run(stream, index, block)
     shared = collector.shared()
     done = set()
     for name, statistics in shared.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -32,27 +32,28 @@ class Stream:
     ) -> None:
         self._capture = capture
         self._windows = list(windows)
-        self._tick = tick
+        self.tick = tick
         self.hidden = [capture.begin(window) for window in self._windows]
 
     def __len__(self) -> int:
         return len(self._windows)
 
-    def outputs(self, index: int, block: nn.Module) -> Iterator[torch.Tensor]:
-        """Yield the block's output for every window; nothing is kept.
+    def output(self, index: int, block: nn.Module, position: int) -> torch.Tensor:
+        """Return the block's output for one window; nothing is kept.
 
         Args:
             index: number of the block.
             block: the block, loaded.
+            position: number of the window.
         """
-        for window, hidden in zip(self._windows, self.hidden, strict=True):
-            yield run_block(block, hidden, self._capture.call(index, window))
-            self._tick()
+        call = self._capture.call(index, self._windows[position])
+        return run_block(block, self.hidden[position], call)
 
     def advance(self, index: int, block: nn.Module) -> None:
         """Replace every window's hidden states by the block's output."""
-        for position, output in enumerate(self.outputs(index, block)):
-            self.hidden[position] = output
+        for position in range(len(self)):
+            self.hidden[position] = self.output(index, block, position)
+            self.tick()
 
     def loss(self) -> tuple[float, int]:
         """Return the summed negative log-likelihood and the number of targets.

@@ -95,10 +95,13 @@ class InputStatistics:
             # Squares of float32 are exact in float64: a constant channel has
             # variance zero.
             wide = part.float().double()
+            squares = wide.square().sum(0)
             self.sum += wide.sum(0)
-            self.sum_sq += wide.square().sum(0)
+            self.sum_sq += squares
             self.sum_abs += wide.abs().sum(0)
-            self._nonfinite += (~wide.isfinite()).sum()
+            # Counted only where there are any: the squares' sum tells.
+            if not bool(squares.sum().isfinite()):
+                self._nonfinite += (~wide.isfinite()).sum()
         if self.gram is not None:
             single = x.float()
             self.gram.addmm_(single.T, single)
