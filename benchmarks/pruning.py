@@ -3,9 +3,9 @@
     python benchmarks/pruning.py --calibration web.txt --text wiki.valid.raw \
         --text-name wikitext-2
 
-The model is pruned block by block as ``offline-prune run`` does, nothing is written, and
-the text's windows ride along through the pruned blocks. Calibration and text must be
-different texts; searches use held-out windows of the calibration text only.
+The model is pruned block by block as ``offline-prune run`` does, nothing is written,
+and the text's windows ride along through the pruned blocks. Calibration and text must
+be different texts; searches use held-out windows of the calibration text only.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 :func:`prune` prunes a model, :func:`verify` checks what it made, :func:`build_report`
 describes it. :func:`annotate` makes a folder describe its activation sparsity,
-:func:`pack` and :func:`unpack` convert pruned weights to the packed format and back, and
-:func:`convert_embedded_model` makes a real model where there is no network. Never
+:func:`pack` and :func:`unpack` convert pruned weights to the packed format and back,
+and :func:`convert_embedded_model` makes a real model where there is no network. Never
 imports vLLM.
 
 Importing this package is cheap: names below are loaded on first use, so torch and

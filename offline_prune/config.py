@@ -230,8 +230,8 @@ def _recipe(recipe: str | Path) -> dict[str, Any]:
         data = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(
-            f"Recipe {recipe} cannot be read ({error}). Expected a YAML file, or one of "
-            f"{', '.join(recipe_names())}."
+            f"Recipe {recipe} cannot be read ({error}). Expected a YAML file, or one "
+            f"of {', '.join(recipe_names())}."
         ) from None
     if not isinstance(data, dict):
         raise InputError(

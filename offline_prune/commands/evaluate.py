@@ -1,4 +1,4 @@
-"""``offline-prune eval``: perplexity, agreement with the dense model, zero-shot tasks."""
+"""``offline-prune eval``: perplexity, agreement with the dense model, tasks."""
 
 from __future__ import annotations
 

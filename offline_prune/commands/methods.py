@@ -9,7 +9,7 @@ from offline_prune.commands.console import show
 
 
 class MethodsCommand(BaseModel):
-    """List scorers, allocators, compensations and the rest; with a name, its options."""
+    """List scorers, allocators, compensations; with a name, its options."""
 
     name: CliPositionalArg[str | None] = Field(
         default=None, description="A method, to see its options."

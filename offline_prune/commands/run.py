@@ -132,8 +132,8 @@ class Run(BaseModel):
         changes = {
             name: value
             for name in PruneConfig.model_fields
-            if name != "calibration" and (value := getattr(self, name))
-            not in (None, False)
+            if name != "calibration"
+            and (value := getattr(self, name)) not in (None, False)
         }
         text = dict(self.calibration_options or {})
         for name, value in (

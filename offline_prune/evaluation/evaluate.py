@@ -147,9 +147,7 @@ def _text(
     tokenizer: PreTrainedTokenizerBase,
     wanted: Measurements,
 ) -> list[EvaluationResult]:
-    windows = windows_of(
-        text, tokenizer, seq_len=wanted.seq_len, limit=wanted.windows
-    )
+    windows = windows_of(text, tokenizer, seq_len=wanted.seq_len, limit=wanted.windows)
     assert wanted.text is not None
     name = wanted.text_name or wanted.text.name
     one = perplexity(pruned.model, windows)

@@ -85,7 +85,9 @@ def allocate(
             sparsity=config.target,
         )
         spread = dict(zip(used, raw, strict=True))
-        return projected(config, blocks, [spread.get(i, 0.0) for i in range(len(sizes))])
+        return projected(
+            config, blocks, [spread.get(i, 0.0) for i in range(len(sizes))]
+        )
 
     nothing = [0.0] * len(sizes)
     curves = {"uniform": projected(config, blocks, [config.target] * len(sizes))}

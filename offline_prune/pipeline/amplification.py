@@ -172,9 +172,7 @@ class Amplification:
             zip(self._windows, dense, strict=True)
         ):
             call = self._capture.call(index, window)
-            start = (
-                self._previous[position] if index else self._capture.begin(window)
-            )
+            start = self._previous[position] if index else self._capture.begin(window)
             moved = run_block(block, start, call)[0].float()
             drifts.append(float(drift(whole, moved).median()))
         for layer in layers:

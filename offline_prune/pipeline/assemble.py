@@ -87,7 +87,9 @@ def write_index(folder: ModelFolder, target: Path, added: Mapping[str, str]) -> 
     (target / INDEX_NAME).write_text(text, encoding="utf-8")
 
 
-def write_config(folder: ModelFolder, target: Path, switches: Mapping[str, Any]) -> None:
+def write_config(
+    folder: ModelFolder, target: Path, switches: Mapping[str, Any]
+) -> None:
     """Copy ``config.json`` byte by byte, or with some keys changed."""
     if not switches:
         shutil.copy2(folder.path / CONFIG_NAME, target / CONFIG_NAME)

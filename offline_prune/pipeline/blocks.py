@@ -79,9 +79,7 @@ def prune_blocks(
         What happened to every layer, seconds by layer, and the held-out windows behind
         the last block (None without any).
     """
-    stream = Stream(
-        job.capture, windows if job.methods.needs else [], tick=job.tick
-    )
+    stream = Stream(job.capture, windows if job.methods.needs else [], tick=job.tick)
     judged = Stream(job.capture, held_out) if held_out else None
     outcomes: list[Outcome] = []
     seconds: dict[str, float] = {}

@@ -110,9 +110,7 @@ class Job:
         slots = None
         if methods.shift is not None:
             slots = BiasSlots.of(source.architecture, source.folder.config, layers)
-            if config.bias == "all":
-                slots.check(source.architecture, layers, methods.shift.name)
-            elif not any(slots.fits(layer) for layer in layers):
+            if config.bias == "all" or not any(slots.fits(layer) for layer in layers):
                 slots.check(source.architecture, layers, methods.shift.name)
         return cls(
             config=config,

@@ -153,7 +153,10 @@ def _experts(
     skeleton: Skeleton, prefix: str, path: str, module: nn.Module
 ) -> list[Layer]:
     layers = []
-    for parameter, parts in (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",))):
+    for parameter, parts in (
+        ("gate_up_proj", ("gate", "up")),
+        ("down_proj", ("down",)),
+    ):
         stored = skeleton.reader.find(f"{prefix}.{path}.{parameter}")
         if stored is None or not stored.stacked:
             raise InputError(

@@ -130,8 +130,7 @@ def _blocks(job: Job, layers: Sequence[LayerResult]) -> list[BlockResult]:
         mine = [layer for layer in layers if layer.block == index]
         size = sum(layer.size for layer in mine)
         measures = {
-            name: values[index]
-            for name, values in job.allocation.profiles.items()
+            name: values[index] for name, values in job.allocation.profiles.items()
         }
         share = sum(layer.removed for layer in mine) / size if size else 0.0
         found.append(BlockResult(index=index, sparsity=share, measures=measures))

@@ -174,9 +174,7 @@ def _build(job: Job, store: Store, target: Path) -> Path:
 
 
 def _hashes(folder: Path) -> dict[str, str]:
-    return {
-        path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))
-    }
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
 def _needs_tokenizer(config: PruneConfig, texts: Texts | None) -> bool:

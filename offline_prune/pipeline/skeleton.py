@@ -146,9 +146,10 @@ def _find_blocks(model: nn.Module, path: Path) -> tuple[str, list[nn.Module]]:
     """Return the largest list of modules outside of vision and audio towers."""
     best, chosen = 0, ("", list[nn.Module]())
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or best_match(
-            NEVER_TARGETS, f"{name}.0", ()
-        )[0]:
+        if (
+            not isinstance(module, nn.ModuleList)
+            or best_match(NEVER_TARGETS, f"{name}.0", ())[0]
+        ):
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
         # Strictly larger: of nested lists of equal size the outermost is the decoder.

@@ -145,7 +145,6 @@ def _check_finite(path: Path) -> None:
                     )
 
 
-
 def _sha256(file: BinaryIO) -> str:
     digest = hashlib.sha256()
     while chunk := file.read(1 << 22):

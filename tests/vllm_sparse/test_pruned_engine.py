@@ -72,8 +72,14 @@ def test_packed_is_dense_with_zeros(runs):
 
 def test_stock_vllm_loads_the_same(folders, runs):
     stock = run_engines(
-        {"plain": {"model": folders["biases"], "prompts": PROMPTS, "options": FP32,
-                   "max_tokens": 12}},
+        {
+            "plain": {
+                "model": folders["biases"],
+                "prompts": PROMPTS,
+                "options": FP32,
+                "max_tokens": 12,
+            }
+        },
         VLLM_PLUGINS="",
     )
     assert stock["plain"]["tokens"] == runs["biases"]["tokens"]

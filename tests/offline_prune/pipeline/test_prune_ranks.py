@@ -63,9 +63,7 @@ def test_two_processes_are_one(tmp_path):
     assert [child.wait(timeout=300) for child in children] == [0, 0]
     mine = load_file(one.folder / "model.safetensors")
     theirs = load_file(output / "model.safetensors")
-    differ = sum(
-        int(((mine[name] == 0) != (theirs[name] == 0)).sum()) for name in mine
-    )
+    differ = sum(int(((mine[name] == 0) != (theirs[name] == 0)).sum()) for name in mine)
     assert differ == 0
     read = json.loads((output / "results.json").read_text())
     assert read["budget"]["removed"] == one.results.budget.removed

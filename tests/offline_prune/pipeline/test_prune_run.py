@@ -43,7 +43,7 @@ def whole_model_wanda(folder, sparsity):
     names = {module: name for name, module in model.named_modules()}
     for block in blocks:
         linears = [m for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
-        squares = {m: 0.0 for m in linears}
+        squares = dict.fromkeys(linears, 0.0)
 
         def hook(module, args, squares=squares):
             x = args[0].float().flatten(0, -2)

@@ -71,7 +71,12 @@ FAMILIES = tuple(_FAMILIES)
 
 
 def build(
-    family: str, folder: Path, *, shard: str = "5GB", dtype: str = "bfloat16", **changes: Any
+    family: str,
+    folder: Path,
+    *,
+    shard: str = "5GB",
+    dtype: str = "bfloat16",
+    **changes: Any,
 ) -> Path:
     """Write a tiny model of a family, with a tokenizer, to ``folder``."""
     tokens = tiny.tokenizer()
