@@ -1,9 +1,9 @@
 """How a perturbation after one block has grown or shrunk at the end of the model.
 
-Perturbations of all blocks travel together, so one pass over the blocks is enough: after
-block l every window's hidden states are copied and perturbed, and from then on the copy
-passes every block as the original does. Our formulation of arXiv 2606.15161, whose text
-was not available.
+Perturbations of all blocks travel together, so one pass over the blocks is enough:
+after block l every window's hidden states are copied and perturbed, and from then on
+the copy passes every block as the original does. Our formulation of arXiv 2606.15161,
+whose text was not available.
 """
 
 from __future__ import annotations

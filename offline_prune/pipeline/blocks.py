@@ -99,7 +99,9 @@ def prune_blocks(
             seconds.update(done.seconds)
             if store is not None:
                 store.save(index, done.tensors, _record(done))
-        stream.advance(index, block)
+        if index + 1 < len(job.blocks):
+            # What the last block would give is nobody's input.
+            stream.advance(index, block)
         if judged is not None:
             judged.advance(index, block)
         job.skeleton.unload(index)

@@ -169,7 +169,7 @@ class Job:
         profile = Profile()
         correction = self.methods.correction
         if measured or correction is not None:
-            with self._bar("Measuring", len(self.windows)) as bar:
+            with self._bar("Measuring", len(self.windows) * len(self.blocks)) as bar:
                 profile = measure_dense(
                     self.skeleton,
                     self.capture,
@@ -230,8 +230,9 @@ class Job:
         label: str,
     ) -> tuple[list[Outcome], dict[str, float], float | None]:
         used = len(windows) if self.methods.needs else 0
-        # Two runs of every block: for its statistics, and for the next block's input.
-        with self._bar(label, 2 * used) as bar:
+        # Two runs of a block: for its statistics, and but for the last one for the
+        # next block's input.
+        with self._bar(label, used * (2 * len(self.blocks) - 1)) as bar:
             work = Pass(
                 skeleton=self.skeleton,
                 capture=self.capture,
@@ -269,7 +270,7 @@ class Job:
     def _bar(self, label: str, windows: int) -> tqdm:
         # disable=None: no bar where nobody watches (not a terminal).
         return tqdm(
-            total=windows * len(self.blocks),
+            total=windows,
             desc=label,
             unit="window",
             disable=None if self.ranks.first else True,

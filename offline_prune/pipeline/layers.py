@@ -15,6 +15,8 @@ from offline_prune.pipeline.skeleton import Skeleton
 
 # Small layers that decide where a token goes: never pruned unless named in full.
 ROUTERS = (r"re:.*\.(gate|router|shared_expert_gate)(\..*)?$",)
+# Parameters of stacked experts, and the weights that each holds.
+_EXPERT_PARTS = (("gate_up_proj", ("gate", "up")), ("down_proj", ("down",)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,7 @@ def _experts(
     skeleton: Skeleton, prefix: str, path: str, module: nn.Module
 ) -> list[Layer]:
     layers = []
-    for parameter, parts in (
-        ("gate_up_proj", ("gate", "up")),
-        ("down_proj", ("down",)),
-    ):
+    for parameter, parts in _EXPERT_PARTS:
         stored = skeleton.reader.find(f"{prefix}.{path}.{parameter}")
         if stored is None or not stored.stacked:
             raise InputError(

@@ -1,4 +1,4 @@
-"""The pruned folder: weights, config, everything else of the source, and the sidecar."""
+"""The pruned folder: weights, config, the rest of the source, and the sidecar."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from nmsparse.config import Group, SparsityConfig, WeightSparsity
-from nmsparse.pattern import Unstructured
+from nmsparse.pattern import Unstructured, parse_pattern
 from nmsparse.sidecar import write_sidecar
 from offline_prune import __version__
 from offline_prune.pipeline.assemble import (
@@ -56,7 +56,7 @@ def write_record(job: Job, outcomes: Sequence[Outcome], target: Path) -> None:
         groups={
             f"weights_{number}": Group(
                 targets=tuple(names),
-                weight=WeightSparsity(pattern=pattern, sparsity=share),
+                weight=WeightSparsity(pattern=parse_pattern(pattern), sparsity=share),
             )
             for number, ((pattern, share), names) in enumerate(groups.items())
         },
@@ -113,7 +113,7 @@ class _Blocks:
 
 
 def _added_biases(job: Job, blocks: _Blocks) -> dict[str, str]:
-    """Return new bias tensors to their weight files, zeros where a switch wants more."""
+    """Return new bias tensors to their files, zeros where a switch wants more."""
     if job.slots is None or not job.slots.switches:
         return {}
     headers, reader = job.source.headers, job.skeleton.reader

@@ -1,7 +1,8 @@
-"""Measures of the dense model that allocators work from, in one pass over its blocks."""
+"""Measures of the dense model that allocators work from, in one pass."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -90,8 +91,10 @@ def measure_dense(
             statistics=statistics,
         )
         for name, allocator in allocators.items():
-            measures[name].append(float(allocator.measure(view)) if layers else 0.0)
-        stream.advance(index, block)
+            found = allocator.measure(view) if layers else None
+            measures[name].append(math.nan if found is None else found)
+        if index + 1 < len(blocks) or amplification is not None:
+            stream.advance(index, block)
         if amplification is not None:
             amplification.after(index, block, stream, layers, statistics)
         skeleton.unload(index)

@@ -1,7 +1,7 @@
 """Processes that share a calibration: each has its part of the windows.
 
-Started with ``torchrun``; every process computes the same reduced statistics, prunes the
-same weights, and the first one writes.
+Started with ``torchrun``; every process computes the same reduced statistics, prunes
+the same weights, and the first one writes.
 """
 
 from __future__ import annotations

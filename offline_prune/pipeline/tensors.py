@@ -117,7 +117,7 @@ class TensorReader:
         for module in self._spellings(found["module"] + "."):
             for gate, up, down in _EXPERT_PARTS:
                 parts = (gate, up) if found["part"] == "gate_up_proj" else (down,)
-                names = []
+                names: list[tuple[str, ...]] = []
                 while (first := f"{module}{len(names)}.{parts[0]}.weight") and (
                     first in self._headers
                 ):

@@ -181,8 +181,10 @@ def test_recipes_and_flags_agree(source, tmp_path, capsys):
     assert config.calibration.num_samples == 2
     assert PruneConfig.parse(config.model_dump(mode="json"), source="x") == config
     code = main(
-        ["run", str(source), "-o", str(tmp_path / "out"), "--recipe", str(recipe)]
-        + ["--scorer", "magnitude"]
+        [
+            *("run", str(source), "-o", str(tmp_path / "out")),
+            *("--recipe", str(recipe), "--scorer", "magnitude"),
+        ]
     )
     assert code == 0, capsys.readouterr()
     found = load_file(next((tmp_path / "out").glob("*.safetensors")))

@@ -306,7 +306,7 @@ def test_mean_shift_uses_the_model_s_own_switches(tmp_path):
     # The layer that was left dense gets a bias of zeros: the switch wants one.
     assert float(found["model.layers.0.mlp.up_proj.bias"].abs().max()) == 0
     assert verify(done.folder).ok
-    model, info = AutoModelForCausalLM.from_pretrained(
+    _, info = AutoModelForCausalLM.from_pretrained(
         done.folder, output_loading_info=True
     )
     assert not info["missing_keys"]
