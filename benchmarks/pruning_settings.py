@@ -38,7 +38,8 @@ def allocations() -> Settings:
             "correction": "absorption",
         },
         "dlp": {"allocator": "dlp"},
-        "atp": {"allocator": "atp"},
+        # Four slopes and the uniform one, each a run of its own.
+        "atp": {"allocator": "atp", "allocator_options": {"trials": 4}},
         "ogas": {"channels": "ogas"},
         "owl+ogas": {"allocator": "owl", "channels": "ogas"},
     }
@@ -79,14 +80,19 @@ def compensations() -> Settings:
 
 def seeds() -> Settings:
     """New methods and their baselines, for the spread over calibration seeds."""
-    names = {
-        **{f"{s} 50%": {"scorer": s, "sparsity": 0.5} for s in SCORERS},
-        **{k: v for k, v in allocations().items() if k.endswith("70%")},
-        "wanda 70%": {"scorer": "wanda", "sparsity": 0.7},
-    }
-    chosen = compensations()
-    for key in ("cvr energy 50%", "cvr least_squares 50%"):
-        names[key] = chosen[key]
+    names = {f"{s} 50%": {"scorer": s, "sparsity": 0.5} for s in SCORERS[1:]}
+    chosen = {**allocations(), **compensations()}
+    names["wanda 70%"] = {"scorer": "wanda", "sparsity": 0.7}
+    for method in (
+        "owl",
+        "owl+absorption",
+        "alpha_pruning",
+        "alpha_pruning+absorption",
+        "ogas",
+    ):
+        names[f"wanda {method} 70%"] = chosen[f"wanda {method} 70%"]
+    for method in ("energy", "least_squares"):
+        names[f"cvr {method} 50%"] = chosen[f"cvr {method} 50%"]
     return names
 
 

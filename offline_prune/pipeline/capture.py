@@ -7,6 +7,7 @@ its arguments.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Call:
     kwargs: dict[str, Any]
 
 
+class _EnoughError(Exception):
+    """One block's output was seen."""
+
+
 class Capture:
     """Runs the model around its blocks.
 
@@ -37,6 +42,7 @@ class Capture:
         self._skeleton = skeleton
         self._constant: list[Call] | None = None
         self._compared = False
+        self._outputs: int | None = None
 
     def begin(self, window: torch.Tensor) -> torch.Tensor:
         """Return the hidden states before the first block, ``[1, T, D]``.
@@ -72,8 +78,8 @@ class Capture:
             hidden: ``[1, T, D]``, output of the last block.
         """
 
-        def last(*args: Any, **kwargs: Any) -> torch.Tensor:
-            return hidden
+        def last(*args: Any, **kwargs: Any) -> Any:
+            return self._as_block(hidden, window)
 
         with _replaced(self._skeleton.blocks, [last] * len(self._skeleton.blocks)):
             out = self._skeleton.model(input_ids=window[None], use_cache=False)
@@ -85,7 +91,7 @@ class Capture:
         calls: list[Call] = []
         first: list[torch.Tensor] = []
 
-        def record(*args: Any, **kwargs: Any) -> torch.Tensor:
+        def record(*args: Any, **kwargs: Any) -> Any:
             rest = dict(kwargs)
             if args:
                 hidden, *positional = args
@@ -93,8 +99,9 @@ class Capture:
                 hidden, positional = rest.pop("hidden_states"), []
             first.append(hidden)
             calls.append(Call(tuple(positional), rest))
-            result: torch.Tensor = hidden
-            return result
+            return self._as_block(hidden, window)
+
+        self._learn(window)
 
         blocks = self._skeleton.blocks
         with _replaced(blocks, [record] * len(blocks)):
@@ -102,6 +109,35 @@ class Capture:
             base = self._skeleton.model.base_model
             base(input_ids=window[None].to(self._skeleton.device), use_cache=False)
         return first[0], calls
+
+    def _as_block(self, hidden: torch.Tensor, window: torch.Tensor) -> Any:
+        """Return hidden states in the form in which the model's blocks return them."""
+        outputs = self._learn(window)
+        return (hidden, *[None] * (outputs - 1)) if outputs else hidden
+
+    def _learn(self, window: torch.Tensor) -> int:
+        """Return how many outputs a block has; 0 if it returns a tensor.
+
+        Seen from the first block, which is run once on two tokens.
+        """
+        if self._outputs is not None:
+            return self._outputs
+        block = self._skeleton.load(0)
+        forward, found = block.forward, list[Any]()
+
+        def first(*args: Any, **kwargs: Any) -> Any:
+            found.append(forward(*args, **kwargs))
+            raise _EnoughError
+
+        device = self._skeleton.device
+        with _replaced([block], [first]), contextlib.suppress(_EnoughError):
+            self._skeleton.model.base_model(
+                input_ids=window[None, :2].to(device), use_cache=False
+            )
+        self._skeleton.unload(0)
+        out = found[0]
+        self._outputs = len(out) if isinstance(out, tuple | list) else 0
+        return self._outputs
 
 
 def run_block(block: nn.Module, hidden: torch.Tensor, call: Call) -> torch.Tensor:

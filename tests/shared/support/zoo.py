@@ -9,8 +9,11 @@ import torch
 from support import tiny
 from transformers import (
     AutoModelForCausalLM,
+    BloomConfig,
+    FalconConfig,
     Gemma3TextConfig,
     GPT2Config,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -61,6 +64,9 @@ _FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
         GPT2Config,
         {"n_embd": 64, "n_layer": 3, "n_head": 4, "n_inner": 96, "n_positions": 256},
     ),
+    "bloom": (BloomConfig, {"n_layer": 3, "n_head": 4}),
+    "falcon": (FalconConfig, {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "gpt_neox": (GPTNeoXConfig, {}),
     "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "qwen3_moe": (
         Qwen3MoeConfig,
