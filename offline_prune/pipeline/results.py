@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -159,7 +160,10 @@ def _model(job: Job, name: str, hub_id: str | None) -> ModelResult:
 
 def _calibration(calibration: CalibrationSet) -> CalibrationResult:
     return CalibrationResult(
-        source=calibration.source,
+        # A file by its name: a model card is no place for somebody's folders.
+        source=Path(calibration.source).name
+        if Path(calibration.source).is_file()
+        else calibration.source,
         sha256=calibration.sha256,
         windows=len(calibration.windows),
         tokens=sum(len(window) for window in calibration.windows),
