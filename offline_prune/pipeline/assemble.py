@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from tqdm import tqdm
 
 from offline_prune.errors import InputError
@@ -20,6 +19,7 @@ from offline_prune.packing.folder import (
     ModelFolder,
     open_weights,
 )
+from offline_prune.packing.save import save_weights
 
 # Files of an earlier run of ours in the source: they would speak of another model.
 OURS = (
@@ -63,9 +63,7 @@ def write_weights(
                     value = changed(tensor)
                     assert value is not None
                     tensors[tensor] = value.contiguous()
-            save_file(tensors, target / name, metadata=metadata)
-            # safetensors makes private files; a model folder is read by others.
-            (target / name).chmod(0o644)
+            save_weights(tensors, target / name, metadata)
             bar.update()
 
 

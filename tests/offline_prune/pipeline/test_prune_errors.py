@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import errno
 import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from support import zoo
 
 from offline_prune import InputError, prune
 from offline_prune.cli import main
 from offline_prune.config import PruneConfig, make_config
+from offline_prune.packing import save
 from offline_prune.pipeline import assemble
 
 ROWS = zoo.windows()
@@ -137,24 +138,30 @@ def test_no_room_is_seen_before_the_work(source, monkeypatch):
     refused("No room to write", source, sparsity=0.5, **TEXT)
 
 
-def test_a_disk_that_fills_up_loses_nothing(source, monkeypatch):
-    real = assemble.save_file
+@pytest.mark.parametrize("format", ["dense", "bitmask"])
+def test_a_disk_that_fills_up_loses_nothing(source, monkeypatch, format):
+    real = save.save_file
+    whole = len(list(source.glob("*.safetensors")))
     calls = []
 
     def full(tensors, path, metadata=None):
         calls.append(path)
-        if len(calls) == 2:
-            raise OSError(errno.ENOSPC, "No space left on device")
+        if len(calls) == (2 if format == "dense" else whole + 2):
+            # What safetensors raises, which is no OSError.
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device "
+                "(os error 28)"
+            )
         real(tensors, path, metadata=metadata)
 
     output = source.parent / "out"
     with monkeypatch.context() as patch:
-        patch.setattr(assemble, "save_file", full)
+        patch.setattr(save, "save_file", full)
         with pytest.raises(InputError, match="Finished blocks are kept"):
-            prune(source, output=output, sparsity=0.5, **TEXT)
+            prune(source, output=output, sparsity=0.5, format=format, **TEXT)
     assert not output.exists()
     assert len(list(source.parent.glob(".out.work/block-*.bin"))) == 3
-    prune(source, output=output, sparsity=0.5, **TEXT)
+    prune(source, output=output, sparsity=0.5, format=format, **TEXT)
     assert (output / "config.json").exists()
 
 
