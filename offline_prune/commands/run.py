@@ -128,12 +128,11 @@ class Run(BaseModel):
         """Return the configuration: the recipe's fields, replaced by the flags."""
         from offline_prune.config import PruneConfig, make_config
 
-        # Flags left alone are None or False: they replace nothing of a recipe.
+        # Flags left alone replace nothing of a recipe; 0 and --no-mixed do.
         changes = {
-            name: value
+            name: getattr(self, name)
             for name in PruneConfig.model_fields
-            if name != "calibration"
-            and (value := getattr(self, name)) not in (None, False)
+            if name != "calibration" and name in self.model_fields_set
         }
         text = dict(self.calibration_options or {})
         for name, value in (

@@ -102,7 +102,9 @@ class TensorReader:
             path = self._folder.path / file
             self._files[file] = self._open.enter_context(open_weights(path))
         tensor: torch.Tensor = self._files[file].get_tensor(name)
-        return tensor
+        # What is mapped from the file is pruned in place: a second reading must not
+        # find the zeros of the first.
+        return tensor.clone()
 
     def _spellings(self, parameter: str) -> Iterator[str]:
         yield parameter

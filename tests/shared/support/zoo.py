@@ -87,7 +87,10 @@ def build(
     """Write a tiny model of a family, with a tokenizer, to ``folder``."""
     tokens = tiny.tokenizer()
     config_class, special = _FAMILIES[family]
-    shape = {} if family == "gpt2" else _DECODER
+    shape = {} if family == "gpt2" else dict(_DECODER)
+    if family == "falcon":
+        # A property there.
+        del shape["head_dim"]
     config = config_class(vocab_size=len(tokens), **{**shape, **special, **changes})
     torch.manual_seed(20261123)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
