@@ -37,7 +37,7 @@ def prune(
     ignore: Sequence[str] | None = None,
     lower: float | None = None,
     upper: float | None = None,
-    calibration: str | Texts | Mapping[str, Any] | None = None,
+    calibration: str | Path | Texts | Mapping[str, Any] | None = None,
     num_samples: int | None = None,
     seq_len: int | None = None,
     profile: bool | None = None,
@@ -126,8 +126,8 @@ def prune(
     rows: Texts | None = None
     if isinstance(calibration, Mapping):
         text.update(calibration)
-    elif isinstance(calibration, str):
-        text["source"] = calibration
+    elif isinstance(calibration, str | Path):
+        text["source"] = str(calibration)
     elif calibration is not None:
         rows = calibration
     for name, value in (
@@ -143,7 +143,7 @@ def prune(
     done = run_prune(
         model, config, output=output, texts=rows, restart=restart, device=device
     )
-    if report:
+    if report and done.first:
         try:
             build_report(done.folder)
         except MissingDependencyError as error:

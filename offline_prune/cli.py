@@ -30,6 +30,7 @@ from offline_prune.commands.verify import Verify
 from offline_prune.errors import InputError, UserError
 
 USER_ERROR = 2
+INTERRUPTED = 130
 
 
 class OfflinePrune(BaseSettings):
@@ -95,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; those of the process by default.
 
     Returns:
-        Exit code: 0, or 2 for an error the user can mend.
+        Exit code: 0, 2 for an error the user can mend, 130 after Ctrl-C.
     """
     try:
         CliApp.run(OfflinePrune, cli_args=list(argv) if argv is not None else None)
@@ -109,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         OSError,
     ) as error:
         return _fail(str(error))
+    except KeyboardInterrupt:
+        _fail("interrupted. A pruning run goes on when its command is repeated.")
+        return INTERRUPTED
     return 0
 
 

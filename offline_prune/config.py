@@ -213,9 +213,14 @@ def make_config(
     ):
         if name in changes and other not in changes:
             merged.pop(other, None)
-    if calibration:
-        before = merged.get("calibration") or {}
-        merged["calibration"] = {**before, **calibration}
+    before = merged.get("calibration") or {}
+    if isinstance(before, Mapping):
+        text = {**before, **(calibration or {})}
+        # One seed for everything random, unless the text has its own.
+        if "seed" in merged:
+            text.setdefault("seed", merged["seed"])
+        if text:
+            merged["calibration"] = text
     source = f"recipe {recipe}" if recipe is not None else "options"
     return PruneConfig.parse(merged, source=source)
 

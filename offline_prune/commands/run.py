@@ -113,6 +113,8 @@ class Run(BaseModel):
             device=self.device,
             command=shlex.join(["offline-prune", *sys.argv[1:]]),
         )
+        if not done.first:
+            return
         try:
             build_report(done.folder)
         except MissingDependencyError as error:

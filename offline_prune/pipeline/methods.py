@@ -64,7 +64,10 @@ class Methods:
                 allocators, "allocator", config.allocator, config.allocator_options
             ),
             correction=(
-                Absorption.parse(config.correction_options, source="absorption")
+                Absorption.parse(
+                    {"seed": config.seed, **config.correction_options},
+                    source="absorption",
+                )
                 if config.correction
                 else None
             ),

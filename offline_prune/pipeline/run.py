@@ -25,6 +25,7 @@ from offline_prune.errors import InputError
 from offline_prune.packing.convert import pack
 from offline_prune.packing.refuse import check_architecture, check_output
 from offline_prune.pipeline.assemble import check_space, disk_full, is_full
+from offline_prune.pipeline.device import choose_device
 from offline_prune.pipeline.job import HELD_OUT_WINDOWS, Job
 from offline_prune.pipeline.methods import Methods
 from offline_prune.pipeline.output import write_folder, write_record
@@ -48,10 +49,12 @@ class PruneReport:
     Attributes:
         folder: the pruned model.
         results: everything that is known about the run, as in ``results.json``.
+        first: whether this process wrote the folder (the first of several).
     """
 
     folder: Path
     results: Results
+    first: bool = True
 
     @property
     def sparsity(self) -> float:
@@ -86,6 +89,7 @@ def run_prune(
     Raises:
         InputError: if the model, the configuration or the output cannot be used.
     """
+    place = choose_device(device)
     ranks = Ranks.join()
     clock = _Clock()
     path, target = locate(model), Path(output)
@@ -104,7 +108,6 @@ def run_prune(
             calibration, held_out = _calibrate(
                 config, source, texts, HELD_OUT_WINDOWS if search else 0
             )
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
     skeleton = Skeleton.build(source, device=place)
     job = Job.prepare(
         config,
@@ -133,7 +136,7 @@ def run_prune(
         ranks.wait()
         if not ranks.first:
             ranks.wait()
-            return PruneReport(target, read_results(target))
+            return PruneReport(target, read_results(target), first=False)
         with clock.stage("write"):
             built = _build(job, store, target)
             hashes = _hashes(built)

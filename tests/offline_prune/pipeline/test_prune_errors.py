@@ -12,9 +12,11 @@ from support import zoo
 
 from offline_prune import InputError, prune
 from offline_prune.cli import main
+from offline_prune.commands.run import Run
 from offline_prune.config import PruneConfig, make_config
 from offline_prune.packing import save
 from offline_prune.pipeline import assemble
+from offline_prune.pipeline.methods import Methods
 
 ROWS = zoo.windows()
 TEXT = {"calibration": ROWS, "num_samples": len(ROWS), "seq_len": 32, "report": False}
@@ -83,7 +85,7 @@ def test_text_shorter_than_a_window(source, tmp_path):
         "(?s)text.txt.*64",
         source,
         sparsity=0.5,
-        calibration=str(text),
+        calibration=text,
         num_samples=1,
         seq_len=64,
         report=False,
@@ -108,6 +110,7 @@ def test_text_shorter_than_a_window(source, tmp_path):
         ({"pattern": "3:7"}, "not a multiple of m=7"),
         ({"sparsity": 0.5, "ignore": ["re:.*"]}, "No layer of the decoder blocks"),
         ({"sparsity": 0.5, "recipe": "wanda-5"}, "wanda-50"),
+        ({"sparsity": 0.5, "device": "gpu"}, "Device 'gpu' cannot be used"),
     ],
 )
 def test_options(source, options, match):
@@ -200,3 +203,46 @@ def test_recipes_and_flags_agree(source, tmp_path, capsys):
     assert main(["verify", str(tmp_path / "out")]) == 0
     assert main(["run", str(source), "-o", str(tmp_path / "b"), "--sparsity", "2"]) == 2
     assert "sparsity" in capsys.readouterr().err
+
+
+def configuration(monkeypatch, *flags):
+    """Return the configuration that flags of ``run`` make."""
+    made = []
+    monkeypatch.setattr(Run, "cli_cmd", lambda run: made.append(run._config()))
+    assert main(["run", "model", "-o", "out", *flags]) == 0
+    return made[0]
+
+
+def test_flags_of_zero_and_no_replace_a_recipe(monkeypatch, tmp_path):
+    assert configuration(monkeypatch, "--sparsity", "0").sparsity == 0.0
+    recipe = "ria-2of4-permuted"
+    assert configuration(monkeypatch, "--recipe", recipe).permutation
+    flags = ("--recipe", recipe, "--no-permutation")
+    assert not configuration(monkeypatch, *flags).permutation
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("sparsity: 0.6\nlower: 0.2\nseed: 3\n")
+    found = configuration(monkeypatch, "--recipe", str(mine))
+    assert (found.lower, found.seed, found.calibration.seed) == (0.2, 3, 3)
+    found = configuration(
+        monkeypatch, "--recipe", str(mine), "--lower", "0", "--seed", "0"
+    )
+    assert (found.lower, found.seed, found.calibration.seed) == (0.0, 0, 0)
+
+
+def test_one_seed_is_for_everything_random():
+    fields = {"sparsity": 0.5, "correction": "absorption", "seed": 7}
+    config = make_config(None, fields)
+    assert (config.calibration.seed, Methods.of(config).correction.seed) == (7, 7)
+    own = make_config(
+        None, {**fields, "correction_options": {"seed": 1}}, calibration={"seed": 2}
+    )
+    assert (own.calibration.seed, Methods.of(own).correction.seed) == (2, 1)
+
+
+def test_ctrl_c_gives_no_traceback(monkeypatch, capsys):
+    def stop(run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Run, "cli_cmd", stop)
+    assert main(["run", "model", "-o", "out", "--sparsity", "0.5"]) == 130
+    assert "goes on when its command is repeated" in capsys.readouterr().err
