@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import kernel_tables
+import pruning_tables
 import rows
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +73,11 @@ TABLES = {
     "kernels-tokens": kernel_tables.more_tokens,
     "kernels-union": kernel_tables.union_law,
     "kernels-selection": kernel_tables.selection,
+    "pruning-setup": pruning_tables.setup_text,
+    "pruning-scorers": pruning_tables.scorers_table,
+    "pruning-allocations": pruning_tables.allocations_table,
+    "pruning-compensations": pruning_tables.compensations_table,
+    "pruning-seeds": pruning_tables.seeds_table,
 }
 _MARKED = re.compile(
     r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from nmsparse.config import ConfigError, Group, SparsityConfig
+from nmsparse.config import ConfigError, Group, SparsityConfig, WeightSparsity
 from nmsparse.targets import (
     DEFAULT_TARGETS,
     NEVER_TARGETS,
@@ -64,7 +64,11 @@ class Resolver:
         named = any(how is Specificity.NAME and r.group for how, r in parts.values())
         if ignored and not named:
             return whole[1]
-        distinct = {found.group for _, found in parts.values()}
+        # What was done to the weights is a record, and may differ between parts.
+        distinct = {
+            found.group.activation if found.group else None
+            for _, found in parts.values()
+        }
         if len(distinct) > 1:
             listing = ", ".join(f"{k}: {v.reason}" for k, (_, v) in parts.items())
             raise ConfigError(
@@ -73,19 +77,23 @@ class Resolver:
                 f"{names[0]} by name."
             )
         best = max(parts.values(), key=lambda item: item[0])
-        return whole[1] if whole[0] > best[0] else best[1]
+        if whole[0] > best[0]:
+            return whole[1]
+        return _common(best[1], [found.group for _, found in parts.values()])
 
     def check_targets(self) -> None:
         """Refuse targets that matched no module. Call after the last module.
 
         The default targets are exempt: they name the linears of many architectures. Of
         `ignore`, full names are checked: a typing error there would sparsify a layer.
+        Groups that only record weights are exempt: checkpoints name modules that vLLM
+        builds otherwise, or not as linear layers (experts).
 
         Raises:
             ConfigError: naming the target and the closest module.
         """
         for name, group in self.config.groups.items():
-            for target in group.targets:
+            for target in group.targets if group.activation else ():
                 if target not in self._used and target not in DEFAULT_TARGETS:
                     raise self._unknown(f"groups.{name}", target)
         for target in self.config.ignore:
@@ -125,6 +133,23 @@ class Resolver:
         if chosen is None:
             return Specificity.NONE, Resolution(None, "no target matches")
         return best, Resolution(chosen, f"target {winner}")
+
+
+def _common(best: Resolution, groups: Sequence[Group | None]) -> Resolution:
+    """Return the rule of a fused module without weight records that its parts lack.
+
+    Args:
+        best: the rule of its most specific part.
+        groups: the rules of all parts, with the same activation.
+    """
+    records = [group.weight if group else None for group in groups]
+    if best.group is None or all(record == records[0] for record in records):
+        return best
+    patterns = {record.pattern if record else None for record in records}
+    pattern = patterns.pop() if len(patterns) == 1 else None
+    weight = WeightSparsity(pattern=pattern) if pattern is not None else None
+    group = best.group.model_copy(update={"weight": weight})
+    return Resolution(group, best.reason)
 
 
 def require_sparse_layers(config: SparsityConfig, sparse: int, total: int) -> None:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
 from nmsparse.packed import DTYPES, PackedWeight
 from nmsparse.packed_format import decode, encode
 from nmsparse.packed_manifest import BITMASK, VALUES, WEIGHT, PackedFormatError
 from offline_prune.errors import InputError
 from offline_prune.packing.folder import open_weights
+from offline_prune.packing.save import save_weights
 
 Shapes = Mapping[str, tuple[int, int]]
 
@@ -60,7 +60,7 @@ def pack_file(
                 continue
             bitmask, values = encode(PackedWeight.pack(tensor))
             tensors[module + BITMASK], tensors[module + VALUES] = bitmask, values
-        _save(tensors, target, file.metadata())
+        save_weights(tensors, target, file.metadata())
     return sparsity
 
 
@@ -92,12 +92,4 @@ def unpack_file(source: Path, target: Path, modules: Shapes) -> None:
             pair = file.get_tensor(name), file.get_tensor(module + VALUES)
             weight = decode(module, *pair, shape=modules[module])
             tensors[module + WEIGHT] = weight.unpack()
-        _save(tensors, target, file.metadata())
-
-
-def _save(
-    tensors: dict[str, torch.Tensor], target: Path, metadata: dict[str, str] | None
-) -> None:
-    save_file(tensors, target, metadata=metadata)
-    # safetensors makes private files; a model folder is read by others.
-    target.chmod(0o644)
+        save_weights(tensors, target, file.metadata())

@@ -147,6 +147,39 @@ def test_parts_named_in_full_outrank_a_broad_ignore():
     assert pattern_of(resolver.resolve(QKV)) == "8:16"
 
 
+def records(**weights):
+    """Return groups that record weights: ``name=(pattern, sparsity, *targets)``."""
+    return {
+        name: {"targets": targets, "weight": {"pattern": pattern, "sparsity": share}}
+        for name, (pattern, share, *targets) in weights.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("groups", "expected"),
+    [
+        (records(a=("2:4", 0.5, *QKV[1:])), "2:4"),
+        (records(a=("2:4", 0.5, QKV[1]), b=("2:4", 0.4999, *QKV[2:])), "2:4"),
+        (records(a=("70%", 0.7, QKV[1]), b=("71%", 0.71, *QKV[2:])), None),
+        (records(a=("2:4", 0.5, QKV[1])), None),
+    ],
+    ids=["same", "another share", "another pattern", "one part of three"],
+)
+def test_records_of_weights_may_differ_between_the_parts(groups, expected):
+    config = SparsityConfig.parse({"groups": groups}, source="test")
+    found = Resolver(config).resolve(QKV).group
+    assert found is None or found.activation is None
+    weight = found.weight if found else None
+    assert (str(weight.pattern) if weight else None) == expected
+
+
+def test_records_of_weights_may_name_what_the_engine_does_not_build():
+    groups = records(a=("50%", 0.5, DOWN, "model.layers.0.mlp.experts.3.up_proj"))
+    resolver = Resolver(SparsityConfig.parse({"groups": groups}, source="test"))
+    resolver.resolve([DOWN])
+    resolver.check_targets()
+
+
 def test_ignored_part_disagrees_with_the_others():
     resolver = Resolver(config([QKV[2]], a=("8:16", r"re:.*_proj$")))
     with pytest.raises(ConfigError, match=rf"{QKV[2]}: ignored by {QKV[2]}"):

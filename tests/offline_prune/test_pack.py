@@ -319,7 +319,7 @@ def test_failure_leaves_nothing(pruned, tmp_path, monkeypatch):
     def fail(*_args, **_options):
         raise OSError("disk full")
 
-    monkeypatch.setattr(shards, "save_file", fail)
+    monkeypatch.setattr(shards, "save_weights", fail)
     with pytest.raises(OSError, match="disk full"):
         pack(pruned, output=tmp_path / "packed")
     assert list(tmp_path.iterdir()) == []

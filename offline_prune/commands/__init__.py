@@ -1,0 +1,1 @@
+"""Sub-commands of ``offline-prune``, one file each: flags, and what they call."""

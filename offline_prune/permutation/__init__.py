@@ -1,0 +1,1 @@
+"""Permutation of input channels, so that N:M groups keep more."""

@@ -1,0 +1,154 @@
+"""Reorder channels where the block itself absorbs it (RIA's permutation, deployable).
+
+The input channels of ``down_proj`` are the output channels of ``gate_proj`` and
+``up_proj``; those of ``o_proj`` are, within a head, those of ``v_proj``. Both can be
+reordered without a trace, so that groups of M hold a better mix and N:M loses less. The
+residual stream, which q, k, v, gate and up read, cannot. RIA (ICLR 2024) reorders every
+layer and undoes it afterwards, which keeps no N:M form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nmsparse.pattern import NMPattern
+from offline_prune.permutation.search import kept_score, refine, serpentine
+from offline_prune.pipeline.layers import Layer
+from offline_prune.scorers.base import Scorer
+from offline_prune.statistics.inputs import InputStatistics
+
+# Channels that are dealt together: time grows with their square.
+_PART = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Permuter:
+    """Finds and applies permutations in a loaded block.
+
+    Attributes:
+        scorer: scores the consumer's weights.
+        patterns: layer to its pattern.
+        rounds: of the refinement.
+        head_dim: channels of an attention head; None leaves attention alone.
+    """
+
+    scorer: Scorer
+    patterns: dict[str, NMPattern]
+    rounds: int
+    head_dim: int | None
+
+    def __call__(
+        self,
+        layers: Sequence[Layer],
+        statistics: dict[str, InputStatistics],
+        index: int,
+    ) -> dict[str, torch.Tensor]:
+        """Reorder a block's channels, in place, and their statistics with them.
+
+        Returns:
+            Copies of the changed tensors, by their names in the files.
+        """
+        by_kind = {layer.kind: layer for layer in layers if layer.expert is None}
+        changed: list[Layer] = []
+        down, up = by_kind.get("down_proj"), by_kind.get("up_proj")
+        gate = by_kind.get("gate_proj")
+        if down is not None and up is not None and gate is not None:
+            order = self._order(self._scores(down, statistics), down)
+            self._apply(down, statistics, order, producers=(gate, up))
+            changed += [down, gate, up]
+        out, value = by_kind.get("o_proj"), by_kind.get("v_proj")
+        if out is not None and value is not None and self._heads_fit(out, value):
+            order, within = self._head_order(out, value, statistics)
+            self._reorder_rows(value, within)
+            self._reorder_input(out, statistics, order)
+            changed += [out, value]
+        tensors = {layer.tensor: layer.stored() for layer in changed}
+        for layer in changed:
+            bias = getattr(layer.module, "bias", None)
+            if bias is not None:
+                name = layer.tensor.removesuffix(".weight") + ".bias"
+                tensors[name] = bias.data.contiguous().clone()
+        return tensors
+
+    def _scores(
+        self, layer: Layer, statistics: dict[str, InputStatistics]
+    ) -> torch.Tensor:
+        return self.scorer.scores(layer.view().float(), statistics.get(layer.name))
+
+    def _order(self, scores: torch.Tensor, layer: Layer) -> torch.Tensor:
+        pattern = self.patterns[layer.name]
+        same = torch.arange(scores.shape[1], device=scores.device)
+        parts = max(1, scores.shape[1] // _PART)
+        found = refine(
+            scores,
+            pattern,
+            serpentine(scores, pattern),
+            rounds=self.rounds,
+            parts=parts,
+        )
+        better = kept_score(scores, pattern, found) > kept_score(scores, pattern)
+        return found if better else same
+
+    def _apply(
+        self,
+        layer: Layer,
+        statistics: dict[str, InputStatistics],
+        order: torch.Tensor,
+        *,
+        producers: Sequence[Layer],
+    ) -> None:
+        for producer in producers:
+            self._reorder_rows(producer, order)
+        self._reorder_input(layer, statistics, order)
+
+    def _reorder_rows(self, layer: Layer, order: torch.Tensor) -> None:
+        view = layer.view()
+        view.copy_(view[order].clone())
+        bias = getattr(layer.module, "bias", None)
+        if bias is not None:
+            bias.data.copy_(bias.data[order].clone())
+
+    def _reorder_input(
+        self, layer: Layer, statistics: dict[str, InputStatistics], order: torch.Tensor
+    ) -> None:
+        view = layer.view()
+        view.copy_(view[:, order].clone())
+        if layer.name in statistics:
+            statistics[layer.name] = statistics[layer.name].permute(order)
+
+    def _heads_fit(self, out: Layer, value: Layer) -> bool:
+        """Whether heads divide both layers, and groups of M divide heads."""
+        size = self.head_dim
+        return bool(
+            size
+            and out.name in self.patterns
+            and size % self.patterns[out.name].m == 0
+            and out.in_features % size == 0
+            and value.out_features % size == 0
+            and out.in_features % value.out_features == 0
+        )
+
+    def _head_order(
+        self, out: Layer, value: Layer, statistics: dict[str, InputStatistics]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the order of the output's input channels and of the value's rows.
+
+        All query heads that read one value head share its order.
+        """
+        size = self.head_dim
+        assert size is not None
+        heads = value.out_features // size
+        shared = out.in_features // value.out_features
+        scores = self._scores(out, statistics)  # [O, H * shared * size]
+        grouped = scores.view(out.out_features, heads, shared, size)
+        wide, narrow = [], []
+        for head in range(heads):
+            part = grouped[:, head].permute(1, 0, 2).reshape(-1, size)
+            order = self._order(part.contiguous(), out)
+            narrow.append(order + head * size)
+            for query in range(shared):
+                wide.append(order + (head * shared + query) * size)
+        return torch.cat(wide), torch.cat(narrow)

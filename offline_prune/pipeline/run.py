@@ -1,0 +1,266 @@
+"""``prune``: a Hugging Face model in, a pruned Hugging Face folder out."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offline_prune import __version__
+from offline_prune.calibration.data import (
+    CalibrationSet,
+    load_calibration,
+    split_held_out,
+)
+from offline_prune.checksum import sha256_of
+from offline_prune.config import PruneConfig
+from offline_prune.errors import InputError
+from offline_prune.packing.convert import pack
+from offline_prune.packing.refuse import check_architecture, check_output
+from offline_prune.pipeline.assemble import check_space, disk_full, is_full
+from offline_prune.pipeline.device import choose_device
+from offline_prune.pipeline.job import HELD_OUT_WINDOWS, Job
+from offline_prune.pipeline.methods import Methods
+from offline_prune.pipeline.output import write_folder, write_record
+from offline_prune.pipeline.ranks import Ranks
+from offline_prune.pipeline.results import make_results
+from offline_prune.pipeline.skeleton import Skeleton
+from offline_prune.pipeline.source import Source, locate, open_source
+from offline_prune.pipeline.store import Store
+from offline_prune.report.results import Results, read_results, write_results
+from offline_prune.staging import staged_folder
+
+logger = logging.getLogger(__name__)
+
+Texts = Sequence[str] | Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class PruneReport:
+    """What :func:`prune` made.
+
+    Attributes:
+        folder: the pruned model.
+        results: everything that is known about the run, as in ``results.json``.
+        first: whether this process wrote the folder (the first of several).
+    """
+
+    folder: Path
+    results: Results
+    first: bool = True
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights of the pruned layers that was removed."""
+        return self.results.budget.achieved
+
+
+def run_prune(
+    model: str | Path,
+    config: PruneConfig,
+    *,
+    output: str | Path,
+    texts: Texts | None = None,
+    restart: bool = False,
+    device: str | None = None,
+    command: str | None = None,
+) -> PruneReport:
+    """Prune a model, block by block.
+
+    The source is never touched. A run that was stopped goes on when it is repeated, and
+    writes the same weights as one that was not.
+
+    Args:
+        model: a local folder, or an id of the Hub.
+        config: what to do.
+        output: the new folder; it appears whole or not at all.
+        texts: calibration texts or rows of token ids, instead of the configured source.
+        restart: forget what an earlier run of the same output left.
+        device: where blocks are computed; a GPU if there is one.
+        command: as it was given, for the report.
+
+    Raises:
+        InputError: if the model, the configuration or the output cannot be used.
+    """
+    place = choose_device(device)
+    ranks = Ranks.join()
+    clock = _Clock()
+    path, target = locate(model), Path(output)
+    check_output(path, target)
+    methods = Methods.of(config)
+    data = bool(methods.needs) or methods.needs_data or config.profile
+    with clock.stage("check"):
+        source = open_source(path, tokenizer=data and _needs_tokenizer(config, texts))
+        if config.format == "bitmask":
+            check_architecture(source.folder)
+        check_space(target, 2 * source.folder.weight_bytes)
+    calibration, held_out = None, list[torch.Tensor]()
+    if data:
+        with clock.stage("calibration text"):
+            search = getattr(methods.allocator, "beta", 0.0) is None
+            calibration, held_out = _calibrate(
+                config, source, texts, HELD_OUT_WINDOWS if search else 0
+            )
+    skeleton = Skeleton.build(source, device=place)
+    job = Job.prepare(
+        config,
+        source,
+        skeleton,
+        windows=calibration.windows if calibration else [],
+        held_out=held_out,
+        ranks=ranks,
+    )
+    store = Store.beside(target, writes=ranks.first)
+    with store.locked(), _full_disk(target):
+        if restart:
+            store.remove()
+        ranks.wait()
+        if store.open(_fingerprint(config, source, calibration)):
+            logger.info("going on with the run in %s", store.path)
+        try:
+            with clock.stage("measure"):
+                job.plan(store)
+            with clock.stage("prune"):
+                outcomes, _, _ = job.prune(store)
+        except InputError:
+            # Going on would fail again: leave nothing behind.
+            store.remove()
+            raise
+        ranks.wait()
+        if not ranks.first:
+            ranks.wait()
+            return PruneReport(target, read_results(target), first=False)
+        with clock.stage("write"):
+            built = _build(job, store, target)
+            hashes = _hashes(built)
+        with staged_folder(target) as staging:
+            for item in sorted(built.iterdir()):
+                item.rename(staging / item.name)
+            write_record(job, outcomes, staging)
+            size = sum((staging / name).stat().st_size for name in hashes)
+            results = make_results(
+                job,
+                outcomes,
+                name=path.name if Path(model).is_dir() else str(model),
+                hub_id=None if Path(model).is_dir() else str(model),
+                calibration=calibration,
+                seconds=clock.seconds,
+                command=command,
+                saved_bytes=size,
+                files=hashes,
+            )
+            write_results(staging, results)
+        store.remove()
+        ranks.wait()
+    return PruneReport(target, results)
+
+
+def _build(job: Job, store: Store, target: Path) -> Path:
+    """Write the folder inside the store, packed if asked for; return it."""
+    dense = store.path / "dense"
+    shutil.rmtree(dense, ignore_errors=True)
+    dense.mkdir()
+    write_folder(job, store, dense)
+    if job.config.format == "dense":
+        return dense
+    packed = store.path / "packed"
+    shutil.rmtree(packed, ignore_errors=True)
+    pack(dense, output=packed)
+    return packed
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _needs_tokenizer(config: PruneConfig, texts: Texts | None) -> bool:
+    if texts is not None:
+        return bool(texts) and isinstance(texts[0], str)
+    return config.calibration.source != "synthetic"
+
+
+def _calibrate(
+    config: PruneConfig, source: Source, texts: Texts | None, held_out: int
+) -> tuple[CalibrationSet, list[torch.Tensor]]:
+    tokenizer: Any = None
+    if _needs_tokenizer(config, texts):
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                source.path, trust_remote_code=False
+            )
+        except Exception as error:
+            # Whatever transformers raises is the finding.
+            text = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise InputError(
+                f"Model folder {source.path}: its tokenizer cannot be loaded ({text}). "
+                "Expected one: complete the folder, or calibrate on token ids."
+            ) from None
+    wanted = config.calibration
+    if held_out:
+        count = wanted.num_samples + held_out
+        wanted = wanted.model_copy(update={"num_samples": count})
+    found = load_calibration(
+        wanted, tokenizer, vocab_size=_vocabulary(source), texts=texts
+    )
+    if not held_out:
+        return found, []
+    used, rest = split_held_out(found, held_out)
+    return used, list(rest.windows)
+
+
+def _vocabulary(source: Source) -> int:
+    config = source.folder.config
+    inner = config.get("text_config") or {}
+    size = config.get("vocab_size") or inner.get("vocab_size")
+    if not isinstance(size, int):
+        raise InputError(
+            f"Model folder {source.path}: config.json has no vocab_size. Expected one."
+        )
+    return size
+
+
+def _fingerprint(
+    config: PruneConfig, source: Source, calibration: CalibrationSet | None
+) -> dict[str, Any]:
+    """Return what the bytes of the output depend on."""
+    return {
+        "version": __version__,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json"),
+        "weights": source.hashes,
+        "calibration": calibration.sha256 if calibration else None,
+    }
+
+
+@contextmanager
+def _full_disk(target: Path) -> Iterator[None]:
+    """Turn a full disk into an error that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(target, str(error)) from None
+        raise
+
+
+class _Clock:
+    """Seconds of each stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
