@@ -74,6 +74,14 @@ def assert_products(x, weight, bias=None):
         assert_rounded(found, *exact(x, weight, bias), weight.shape[1] + 1)
 
 
+@pytest.mark.parametrize("channels", [6144, 6145, 6208, 14336])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_one_token_that_fills_the_cache(dtype, channels):
+    # Beyond 12 KB a token meets four rows at a time instead of one.
+    weight = pruned(21, channels, dtype)
+    assert_products(random(1, channels, dtype=dtype, seed=5), weight)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_number_of_tokens(dtype, count):

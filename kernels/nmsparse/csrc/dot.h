@@ -34,7 +34,8 @@ struct StageOf {
 template <class W>
 using Stage = typename StageOf<W>::type;
 
-constexpr int kAhead = 1024;  // bytes
+constexpr int kAhead = 1024;          // bytes
+constexpr int64_t kResident = 12 * 1024;  // bytes of x
 inline void prefetch(const void* p) {
   __builtin_prefetch(static_cast<const char*>(p) + kAhead, 0, 3);
 }
@@ -258,7 +259,9 @@ void dot(const nms_dot_args& a) {
   }
   parallel(a.threads, [&](int part, int parts) {
     const Range mine = split(a.outputs, 16, part, parts);
-    if (a.tokens == 1)
+    // One token: a row at a time streams best, as long as x stays in the first-level
+    // cache beside it. Beyond, x is read again for every row, so rows share it.
+    if (a.tokens == 1 && padded * int64_t(sizeof(*x)) <= kResident)
       dot_range<W, 1>(a, x, ld, mine);
     else if (a.tokens <= 4 && Piece<W>::kVectors <= 2)
       dot_range<W, 4>(a, x, ld, mine);
