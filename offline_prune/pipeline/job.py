@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -66,7 +66,6 @@ class Job:
         slots: where biases can be; None if no method makes any.
         allocation: shares of the blocks, once :meth:`plan` has run.
         targets: what every layer loses, once :meth:`plan` has run.
-        notes: sentences for the report.
     """
 
     config: PruneConfig
@@ -81,7 +80,6 @@ class Job:
     slots: BiasSlots | None
     allocation: Allocation | None = None
     targets: dict[str, LayerTarget] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def prepare(
@@ -100,6 +98,12 @@ class Job:
             InputError: if the configuration does not fit the model.
         """
         ranks = ranks or Ranks()
+        if windows and len(windows) < ranks.count:
+            raise InputError(
+                f"{len(windows)} calibration windows cannot be shared by "
+                f"{ranks.count} processes. Expected at least one for each: raise "
+                "num_samples, or start fewer processes."
+            )
         methods = Methods.of(config)
         blocks = [
             find_layers(skeleton, i, targets=config.targets, ignore=config.ignore)
@@ -160,6 +164,11 @@ class Job:
             self.targets, self.windows, judge=judge, store=store, label="Pruning"
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report."""
+        return self.allocation.notes if self.allocation is not None else []
+
     def planned(self) -> list[float]:
         """Return the share that the plan removes from each block."""
         return planned(self.targets, self.blocks)
@@ -191,7 +200,7 @@ class Job:
                     ranks=self.ranks,
                     tick=bar.update,
                 )
-        chosen = self.methods.allocator
+        chosen, notes = self.methods.allocator, list[str]()
         if isinstance(chosen, Atp) and chosen.beta is None:
             chosen, tried = search_atp(
                 chosen,
@@ -200,11 +209,13 @@ class Job:
                 loss=self._search_loss,
             )
             perplexities = ", ".join(f"{b}: {p:.4g}" for b, p in tried.items())
-            self.notes.append(
+            notes.append(
                 f"ATP's slope {chosen.beta:.6g} was found on held-out calibration text "
                 f"(slope: perplexity; {perplexities})."
             )
-        return allocate(self.config, self.methods, self.blocks, profile, chosen)
+        found = allocate(self.config, self.methods, self.blocks, profile, chosen)
+        # In the allocation, so that a run that goes on has them too.
+        return replace(found, notes=[*found.notes, *notes])
 
     def _search_loss(self, shares: Sequence[float]) -> float:
         """Prune with these shares on a few windows; return the held-out loss."""
@@ -214,7 +225,7 @@ class Job:
                 "Expected more windows than num_samples: a longer calibration text."
             )
         targets = layer_targets(self.config, self.blocks, shares)
-        few = self.windows[: max(1, SEARCH_WINDOWS // self.ranks.count)]
+        few = self.windows[: max(1, self.ranks.among_first(SEARCH_WINDOWS))]
         loss = self._prune(
             targets, few, judge=self.held_out, store=None, label="Searching"
         )[2]
