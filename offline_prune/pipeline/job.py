@@ -116,7 +116,7 @@ class Job:
             slots = BiasSlots.of(source.architecture, source.folder.config, layers)
             if config.bias == "all" or not any(slots.fits(layer) for layer in layers):
                 slots.check(source.architecture, layers, methods.shift.name)
-        return cls(
+        job = cls(
             config=config,
             methods=methods,
             source=source,
@@ -128,6 +128,8 @@ class Job:
             ranks=ranks,
             slots=slots,
         )
+        job._check_permutation()
+        return job
 
     def plan(self, store: Store | None = None) -> Allocation:
         """Measure the dense model if need be, and fix every layer's budget.
@@ -262,6 +264,26 @@ class Job:
             return outcomes, seconds, None
         total, count = judged.loss()
         return outcomes, seconds, total / max(1, count)
+
+    def _check_permutation(self) -> None:
+        """Refuse a model in which no channels can be reordered.
+
+        Raises:
+            InputError: saying where they could be.
+        """
+        nm = self.config.nm
+        if not self.config.permutation or nm is None:
+            return
+        permuter = self._permuter(
+            {layer.name: LayerTarget.nm(nm) for block in self.blocks for layer in block}
+        )
+        if permuter and not any(permuter.places(block) for block in self.blocks):
+            raise InputError(
+                f"{self.source.architecture} has no channels that it can reorder by "
+                "itself among the layers to prune. Expected gate_proj, up_proj and "
+                "down_proj, or v_proj and o_proj with heads in whole groups of "
+                f"{nm.m}: prune without permutation."
+            )
 
     def _permuter(self, targets: dict[str, LayerTarget]) -> Permuter | None:
         if not self.config.permutation:

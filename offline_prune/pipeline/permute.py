@@ -51,20 +51,18 @@ class Permuter:
         Returns:
             Copies of the changed tensors, by their names in the files.
         """
-        by_kind = {layer.kind: layer for layer in layers if layer.expert is None}
         changed: list[Layer] = []
-        down, up = by_kind.get("down_proj"), by_kind.get("up_proj")
-        gate = by_kind.get("gate_proj")
-        if down is not None and up is not None and gate is not None:
-            order = self._order(self._scores(down, statistics), down)
-            self._apply(down, statistics, order, producers=(gate, up))
-            changed += [down, gate, up]
-        out, value = by_kind.get("o_proj"), by_kind.get("v_proj")
-        if out is not None and value is not None and self._heads_fit(out, value):
-            order, within = self._head_order(out, value, statistics)
-            self._reorder_rows(value, within)
-            self._reorder_input(out, statistics, order)
-            changed += [out, value]
+        for consumer, producers in self.places(layers):
+            if consumer.kind == "down_proj":
+                order = self._order(self._scores(consumer, statistics), consumer)
+                for producer in producers:
+                    self._reorder_rows(producer, order)
+            else:
+                (value,) = producers
+                order, within = self._head_order(consumer, value, statistics)
+                self._reorder_rows(value, within)
+            self._reorder_input(consumer, statistics, order)
+            changed += [consumer, *producers]
         tensors = {layer.tensor: layer.stored() for layer in changed}
         for layer in changed:
             bias = getattr(layer.module, "bias", None)
@@ -72,6 +70,25 @@ class Permuter:
                 name = layer.tensor.removesuffix(".weight") + ".bias"
                 tensors[name] = bias.data.contiguous().clone()
         return tensors
+
+    def places(self, layers: Sequence[Layer]) -> list[tuple[Layer, tuple[Layer, ...]]]:
+        """Return the layers whose input can be reordered, with those that make it."""
+        parents: dict[str, dict[str, Layer]] = {}
+        for layer in layers:
+            if layer.expert is None:
+                parent = layer.path.rpartition(".")[0]
+                parents.setdefault(parent, {})[layer.kind] = layer
+        found: list[tuple[Layer, tuple[Layer, ...]]] = []
+        for kinds in parents.values():
+            if {"down_proj", "up_proj", "gate_proj"} <= kinds.keys():
+                found.append(
+                    (kinds["down_proj"], (kinds["gate_proj"], kinds["up_proj"]))
+                )
+            if {"o_proj", "v_proj"} <= kinds.keys() and self._heads_fit(
+                kinds["o_proj"], kinds["v_proj"]
+            ):
+                found.append((kinds["o_proj"], (kinds["v_proj"],)))
+        return found
 
     def _scores(
         self, layer: Layer, statistics: dict[str, InputStatistics]
@@ -91,18 +108,6 @@ class Permuter:
         )
         better = kept_score(scores, pattern, found) > kept_score(scores, pattern)
         return found if better else same
-
-    def _apply(
-        self,
-        layer: Layer,
-        statistics: dict[str, InputStatistics],
-        order: torch.Tensor,
-        *,
-        producers: Sequence[Layer],
-    ) -> None:
-        for producer in producers:
-            self._reorder_rows(producer, order)
-        self._reorder_input(layer, statistics, order)
 
     def _reorder_rows(self, layer: Layer, order: torch.Tensor) -> None:
         view = layer.view()

@@ -205,6 +205,11 @@ def test_recipes_and_flags_agree(source, tmp_path, capsys):
     assert "sparsity" in capsys.readouterr().err
 
 
+def test_permutation_without_room_is_refused(tmp_path):
+    source = zoo.build("opt", tmp_path / "model")
+    refused("OPTForCausalLM has no channels", source, pattern="2:4", permutation=True)
+
+
 def configuration(monkeypatch, *flags):
     """Return the configuration that flags of ``run`` make."""
     made = []
