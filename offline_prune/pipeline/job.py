@@ -128,7 +128,12 @@ class Job:
             ranks=ranks,
             slots=slots,
         )
-        job._check_permutation()
+        if config.nm is not None:
+            permuter = job._permuter(
+                {x.name: LayerTarget.nm(config.nm) for x in layers}
+            )
+            if permuter is not None:
+                permuter.check(blocks, source.architecture)
         return job
 
     def plan(self, store: Store | None = None) -> Allocation:
@@ -265,39 +270,13 @@ class Job:
         total, count = judged.loss()
         return outcomes, seconds, total / max(1, count)
 
-    def _check_permutation(self) -> None:
-        """Refuse a model in which no channels can be reordered.
-
-        Raises:
-            InputError: saying where they could be.
-        """
-        nm = self.config.nm
-        if not self.config.permutation or nm is None:
-            return
-        permuter = self._permuter(
-            {layer.name: LayerTarget.nm(nm) for block in self.blocks for layer in block}
-        )
-        if permuter and not any(permuter.places(block) for block in self.blocks):
-            raise InputError(
-                f"{self.source.architecture} has no channels that it can reorder by "
-                "itself among the layers to prune. Expected gate_proj, up_proj and "
-                "down_proj, or v_proj and o_proj with heads in whole groups of "
-                f"{nm.m}: prune without permutation."
-            )
-
     def _permuter(self, targets: dict[str, LayerTarget]) -> Permuter | None:
         if not self.config.permutation:
             return None
-        config = self.skeleton.model.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", 0)
-        size = getattr(config, "head_dim", None) or (
-            config.hidden_size // heads if heads else None
-        )
-        return Permuter(
-            scorer=self.methods.scorer,
-            patterns={k: t.pattern for k, t in targets.items() if t.pattern},
-            rounds=2,
-            head_dim=size,
+        return Permuter.of(
+            self.methods.scorer,
+            {k: t.pattern for k, t in targets.items() if t.pattern},
+            config=self.skeleton.model.config.get_text_config(),
         )
 
     def _bar(self, label: str, windows: int) -> tqdm:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from typing_extensions import Self
 
 from nmsparse.pattern import NMPattern
+from offline_prune.errors import InputError
 from offline_prune.permutation.search import kept_score, refine, serpentine
 from offline_prune.pipeline.layers import Layer
 from offline_prune.scorers.base import Scorer
@@ -39,6 +42,35 @@ class Permuter:
     patterns: dict[str, NMPattern]
     rounds: int
     head_dim: int | None
+
+    @classmethod
+    def of(cls, scorer: Scorer, patterns: dict[str, NMPattern], *, config: Any) -> Self:
+        """Return the permuter of a model.
+
+        Args:
+            scorer: scores the consumer's weights.
+            patterns: layer to its pattern.
+            config: the text model's configuration, of transformers.
+        """
+        heads = getattr(config, "num_attention_heads", 0)
+        size = getattr(config, "head_dim", None) or (
+            config.hidden_size // heads if heads else None
+        )
+        return cls(scorer=scorer, patterns=patterns, rounds=2, head_dim=size)
+
+    def check(self, blocks: Sequence[Sequence[Layer]], architecture: str) -> None:
+        """Refuse a model in which no channels can be reordered.
+
+        Raises:
+            InputError: saying where they could be.
+        """
+        if not any(self.places(block) for block in blocks):
+            raise InputError(
+                f"{architecture} has no channels that it can reorder by itself among "
+                "the layers to prune. Expected gate_proj, up_proj and down_proj, or "
+                "v_proj and o_proj with heads in whole groups: prune without "
+                "permutation."
+            )
 
     def __call__(
         self,
