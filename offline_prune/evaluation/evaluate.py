@@ -16,6 +16,7 @@ from offline_prune.evaluation.perplexity import perplexity
 from offline_prune.evaluation.texts import read_evaluation_text
 from offline_prune.evaluation.windows import windows_of
 from offline_prune.evaluation.zero_shot import zero_shot
+from offline_prune.pipeline.source import locate
 from offline_prune.report.build import build_report
 from offline_prune.report.measurements import (
     EvaluationResult,
@@ -103,7 +104,8 @@ def evaluate(
 
     Args:
         folder: a pruned folder, dense or packed.
-        dense: the dense model, measured on the same inputs by the same code.
+        dense: the dense model, a folder or an id of the Hub, measured on the same
+            inputs by the same code.
         measurements: what to measure.
         device: where the models run.
 
@@ -122,7 +124,8 @@ def evaluate(
     text = read_evaluation_text(measurements.text) if measurements.text else None
     prompts = _prompts(measurements.prompts)
     pruned = load_model(path, device=device)
-    other = load_model(dense, device=device) if dense is not None else None
+    base = locate(dense) if dense is not None else None
+    other = load_model(base, device=device) if base is not None else None
     tokenizer = _tokenizer(pruned, other, path)
     found: list[EvaluationResult] = []
     if text is not None:

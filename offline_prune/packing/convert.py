@@ -19,6 +19,9 @@ from offline_prune.packing.refuse import (
 )
 from offline_prune.staging import staged_folder
 
+# Share of zeros from which a weight is packed.
+MIN_SPARSITY = 0.4
+
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
@@ -40,7 +43,7 @@ class Conversion:
 
 
 def pack(
-    source: str | Path, *, output: str | Path, min_sparsity: float = 0.4
+    source: str | Path, *, output: str | Path, min_sparsity: float = MIN_SPARSITY
 ) -> Conversion:
     """Write a copy of a pruned model folder whose sparse linear weights are packed.
 

@@ -38,8 +38,8 @@ class Amplification:
     Args:
         options: size of the perturbation, draws and seed.
         capture: runs the model around its blocks.
-        windows: this process's calibration windows; the first few are used.
-        most: how many.
+        windows: this process's calibration windows.
+        most: how many are used, of all processes: the first ones.
         scorer: prunes a block to see how large pruning's own perturbation is, if the
             options leave that open.
         sparsity: share of weights it removes then.
@@ -59,11 +59,11 @@ class Amplification:
     ) -> None:
         self._options = options
         self._capture = capture
-        self._windows = list(windows[:most])
+        # The same windows whatever the number of processes.
+        self._windows = list(windows[: ranks.among_first(most)])
         self._scorer = scorer
         self._sparsity = sparsity
         self._ranks = ranks
-        self._first = ranks.before(len(self._windows))
         # perturbed[l][d][w]: window w, draw d, perturbed after block l.
         self._perturbed: list[list[list[torch.Tensor]]] = []
         self._previous: list[torch.Tensor] = []
@@ -105,15 +105,13 @@ class Amplification:
         if eta is None:
             eta = self._pruning_drift(index, block, layers, statistics, dense)
         self._injected.append(eta)
-        self._norms.append(
-            sum(float(h.norm(dim=-1).median()) for h in dense) / max(1, len(dense))
-        )
+        self._norms.append(sum(float(h.norm(dim=-1).median()) for h in dense))
         draws, sizes = [], []
         for draw in range(self._options.draws):
             copies = []
             for position, hidden in enumerate(stream.hidden[: len(self._windows)]):
                 noise = self._options.generator(
-                    index, self._first + position, draw=draw
+                    index, self._ranks.index(position), draw=draw
                 )
                 copy = perturb(hidden, eta, noise)
                 copies.append(copy)
@@ -146,10 +144,9 @@ class Amplification:
             math.exp(log / count) if count else math.nan
             for log, count in zip(logs, counts, strict=True)
         ]
-        processes = float(self._ranks.count)
-        norms = [value / processes for value in self._ranks.sums(self._norms)]
-        drifts = [value / processes for value in self._ranks.sums(self._injected)]
-        return ratios, norms, drifts
+        windows = max(1, self._ranks.total(len(self._windows)))
+        norms = [value / windows for value in self._ranks.sums(self._norms)]
+        return ratios, norms, self._injected
 
     def _pruning_drift(
         self,

@@ -29,6 +29,9 @@ OURS = (
     "vllm_sparse_config.json",
     "vllm_sparse_provenance.json",
 )
+# Other forms of the dense weights: beside the pruned ones they would only mislead.
+_WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}
+_WEIGHTS |= {".safetensors"}
 Changed = Callable[[str], torch.Tensor | None]
 
 
@@ -98,9 +101,14 @@ def write_config(
 
 
 def copy_others(folder: ModelFolder, target: Path) -> None:
-    """Copy tokenizer, chat template, generation config and the rest as they are."""
+    """Copy tokenizer, chat template, generation config and the rest as they are.
+
+    Not weights in other forms, such as ``consolidated.safetensors``: they are dense.
+    """
     for name in folder.others():
         if name.parts[0] in OURS or name.parts[0].startswith("."):
+            continue
+        if name.suffix in _WEIGHTS or name.name == "pytorch_model.bin.index.json":
             continue
         new = target / name
         new.parent.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,7 @@ from offline_prune.pipeline.layers import Layer
 from offline_prune.pipeline.methods import Methods
 from offline_prune.pipeline.slots import BiasSlots, add_bias
 from offline_prune.scorers.base import Pruned
+from offline_prune.scorers.cholesky import SingularError
 from offline_prune.selection import LayerTarget
 from offline_prune.statistics.inputs import InputStatistics
 
@@ -101,7 +102,10 @@ def _prune_layer(
             dense, scores, statistics, removed=target.removed
         )
         target = LayerTarget.per_row(rows)
-    pruned: Pruned = methods.scorer.prune(dense, statistics, target)
+    try:
+        pruned: Pruned = methods.scorer.prune(dense, statistics, target)
+    except SingularError as error:
+        raise InputError(f"{layer.name}: {error}") from None
     weight = pruned.weight
     bias = None
     for scale in methods.scales:
@@ -114,6 +118,12 @@ def _prune_layer(
         )
     view.copy_(weight.to(view.dtype))
     saved = view.float()
+    if not bool(saved.isfinite().all()):
+        raise InputError(
+            f"{layer.name}: {methods.scorer.name} gave weights too large for "
+            f"{str(view.dtype).removeprefix('torch.')}. Expected weights that fit: "
+            "convert the model to bfloat16 first, or choose another scorer."
+        )
     if methods.shift is not None and slots is not None and slots.fits(layer):
         change = torch.zeros(layer.out_features)
         if data:

@@ -31,6 +31,10 @@ Permute = Callable[
 ]
 
 
+# Tokens on which a block is run if no method needs calibration text.
+_PROBE_TOKENS = 16
+
+
 @dataclass(slots=True)
 class Pass:
     """What a pruning pass needs beside its windows.
@@ -81,6 +85,10 @@ def prune_blocks(
     """
     stream = Stream(job.capture, windows if job.methods.needs else [], tick=job.tick)
     judged = Stream(job.capture, held_out) if held_out else None
+    probe = stream
+    if job.permute is not None and not len(stream):
+        count = job.skeleton.model.get_input_embeddings().num_embeddings
+        probe = Stream(job.capture, [torch.arange(_PROBE_TOKENS) % count])
     outcomes: list[Outcome] = []
     seconds: dict[str, float] = {}
     for index, layers in enumerate(job.blocks):
@@ -94,7 +102,7 @@ def prune_blocks(
             for _ in range(len(stream)):
                 job.tick()
         else:
-            done = _prune(job, stream, index, layers)
+            done = _prune(job, stream, probe, index, layers)
             outcomes += done.outcomes
             seconds.update(done.seconds)
             if store is not None:
@@ -109,7 +117,7 @@ def prune_blocks(
 
 
 def _prune(
-    job: Pass, stream: Stream, index: int, layers: Sequence[Layer]
+    job: Pass, stream: Stream, probe: Stream, index: int, layers: Sequence[Layer]
 ) -> PrunedBlock:
     """Collect a block's statistics and prune it in place."""
     block = job.skeleton.blocks[index]
@@ -124,9 +132,9 @@ def _prune(
     )
     moved: dict[str, torch.Tensor] = {}
     if job.permute is not None:
-        before = _probe(job, stream, index)
+        before = _probe(job, probe, index)
         moved = job.permute(layers, statistics, index)
-        _check_absorbed(job, stream, index, before)
+        _check_absorbed(job, probe, index, before)
     done = prune_block(
         layers,
         statistics,
@@ -139,15 +147,13 @@ def _prune(
     return done
 
 
-def _probe(job: Pass, stream: Stream, index: int) -> torch.Tensor | None:
+def _probe(job: Pass, stream: Stream, index: int) -> torch.Tensor:
     """Return the block's output on the first window."""
-    if not len(stream):
-        return None
     return stream.output(index, job.skeleton.blocks[index], 0)
 
 
 def _check_absorbed(
-    job: Pass, stream: Stream, index: int, before: torch.Tensor | None
+    job: Pass, stream: Stream, index: int, before: torch.Tensor
 ) -> None:
     """Refuse a permutation that changed what the block computes.
 
@@ -155,8 +161,6 @@ def _check_absorbed(
         InputError: naming the block.
     """
     after = _probe(job, stream, index)
-    if before is None or after is None:
-        return
     change = float((after.float() - before.float()).norm() / before.float().norm())
     if change > 0.02:
         raise InputError(

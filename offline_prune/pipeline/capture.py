@@ -40,8 +40,10 @@ class Capture:
 
     def __init__(self, skeleton: Skeleton) -> None:
         self._skeleton = skeleton
-        self._constant: list[Call] | None = None
-        self._compared = False
+        # By length of a window: arguments that were the same so far, None once they
+        # were not.
+        self._constant: dict[int, list[Call] | None] = {}
+        self._compared: set[int] = set()
         self._outputs: int | None = None
 
     def begin(self, window: torch.Tensor) -> torch.Tensor:
@@ -51,12 +53,13 @@ class Capture:
             window: int64 ``[T]`` token ids.
         """
         hidden, calls = self._hollow(window)
-        if self._constant is None and not self._compared:
-            self._constant = calls
-        elif self._constant is not None and not self._compared:
-            self._compared = True
-            if not _same(self._constant, calls):
-                self._constant = None
+        length = len(window)
+        if length not in self._constant:
+            self._constant[length] = calls
+        elif length not in self._compared:
+            self._compared.add(length)
+            if not _same(self._constant[length], calls):
+                self._constant[length] = None
         return hidden
 
     def call(self, index: int, window: torch.Tensor) -> Call:
@@ -65,8 +68,9 @@ class Capture:
         They are the same for all windows of one length in most models. Where they
         depend on the tokens, they are computed again for each.
         """
-        if self._constant is not None:
-            return self._constant[index]
+        constant = self._constant.get(len(window))
+        if constant is not None:
+            return constant[index]
         return self._hollow(window)[1][index]
 
     @torch.no_grad()
@@ -82,7 +86,8 @@ class Capture:
             return self._as_block(hidden, window)
 
         with _replaced(self._skeleton.blocks, [last] * len(self._skeleton.blocks)):
-            out = self._skeleton.model(input_ids=window[None], use_cache=False)
+            ids = window[None].to(self._skeleton.device)
+            out = self._skeleton.model(input_ids=ids, use_cache=False)
         logits: torch.Tensor = out.logits[0]
         return logits
 

@@ -32,8 +32,10 @@ class Collector:
         layers: of one block.
         needs: what is accumulated.
         windows: number of windows of all processes.
-        first: number of this process's first window among them.
+        ranks: the processes that share them.
         sample_rows: rows of the sample that is kept.
+        device: where the block is. A process that sees no token of some expert must
+            sum with the others on the same kind of device.
     """
 
     def __init__(
@@ -42,14 +44,17 @@ class Collector:
         *,
         needs: Collection[Need],
         windows: int,
-        first: int,
+        ranks: Ranks,
         sample_rows: int,
+        device: torch.device,
     ) -> None:
         self._layers = layers
         self._needs = needs
         self._windows = windows
+        self._ranks = ranks
         self._rows = sample_rows
-        self.window = first
+        self._device = device
+        self._window = 0
         self.statistics: dict[str, InputStatistics] = {}
         self._leaders: dict[str, str] = {}
         self._last: tuple[str, torch.Tensor] | None = None
@@ -81,11 +86,11 @@ class Collector:
     def run(self, stream: Stream, index: int, block: nn.Module) -> None:
         """Run the block over all windows, as far as inputs are still to be seen."""
         for position in range(len(stream)):
+            self._window = self._ranks.index(position)
             with contextlib.suppress(_EndOfInputsError):
                 stream.output(index, block, position)
             # Once every layer was called, and once: then the last call is the last.
             self._ends = sorted(self._order) == sorted(self._hooked)
-            self.window += 1
             stream.tick()
 
     def shared(self) -> dict[str, InputStatistics]:
@@ -103,6 +108,7 @@ class Collector:
                 needs=self._needs,
                 sample_rows=self._rows,
                 sequences=self._windows,
+                device=self._device,
             )
         return self.statistics[name]
 
@@ -147,7 +153,7 @@ class Collector:
 
     def _update(self, name: str, x: torch.Tensor) -> None:
         x = x.detach().flatten(0, -2)
-        self._of(name, x.shape[-1]).update(x, index=self.window)
+        self._of(name, x.shape[-1]).update(x, index=self._window)
 
 
 def collect(
@@ -178,8 +184,9 @@ def collect(
         layers,
         needs=needs,
         windows=ranks.total(len(stream)),
-        first=ranks.before(len(stream)),
+        ranks=ranks,
         sample_rows=sample_rows,
+        device=next(block.parameters()).device,
     )
     if needs:
         with collector:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from tqdm import tqdm
@@ -66,7 +66,6 @@ class Job:
         slots: where biases can be; None if no method makes any.
         allocation: shares of the blocks, once :meth:`plan` has run.
         targets: what every layer loses, once :meth:`plan` has run.
-        notes: sentences for the report.
     """
 
     config: PruneConfig
@@ -81,7 +80,6 @@ class Job:
     slots: BiasSlots | None
     allocation: Allocation | None = None
     targets: dict[str, LayerTarget] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def prepare(
@@ -100,6 +98,12 @@ class Job:
             InputError: if the configuration does not fit the model.
         """
         ranks = ranks or Ranks()
+        if windows and len(windows) < ranks.count:
+            raise InputError(
+                f"{len(windows)} calibration windows cannot be shared by "
+                f"{ranks.count} processes. Expected at least one for each: raise "
+                "num_samples, or start fewer processes."
+            )
         methods = Methods.of(config)
         blocks = [
             find_layers(skeleton, i, targets=config.targets, ignore=config.ignore)
@@ -112,7 +116,7 @@ class Job:
             slots = BiasSlots.of(source.architecture, source.folder.config, layers)
             if config.bias == "all" or not any(slots.fits(layer) for layer in layers):
                 slots.check(source.architecture, layers, methods.shift.name)
-        return cls(
+        job = cls(
             config=config,
             methods=methods,
             source=source,
@@ -124,6 +128,13 @@ class Job:
             ranks=ranks,
             slots=slots,
         )
+        if config.nm is not None:
+            permuter = job._permuter(
+                {x.name: LayerTarget.nm(config.nm) for x in layers}
+            )
+            if permuter is not None:
+                permuter.check(blocks, source.architecture)
+        return job
 
     def plan(self, store: Store | None = None) -> Allocation:
         """Measure the dense model if need be, and fix every layer's budget.
@@ -160,6 +171,11 @@ class Job:
             self.targets, self.windows, judge=judge, store=store, label="Pruning"
         )
 
+    @property
+    def notes(self) -> list[str]:
+        """Sentences for the report."""
+        return self.allocation.notes if self.allocation is not None else []
+
     def planned(self) -> list[float]:
         """Return the share that the plan removes from each block."""
         return planned(self.targets, self.blocks)
@@ -191,7 +207,7 @@ class Job:
                     ranks=self.ranks,
                     tick=bar.update,
                 )
-        chosen = self.methods.allocator
+        chosen, notes = self.methods.allocator, list[str]()
         if isinstance(chosen, Atp) and chosen.beta is None:
             chosen, tried = search_atp(
                 chosen,
@@ -200,11 +216,13 @@ class Job:
                 loss=self._search_loss,
             )
             perplexities = ", ".join(f"{b}: {p:.4g}" for b, p in tried.items())
-            self.notes.append(
+            notes.append(
                 f"ATP's slope {chosen.beta:.6g} was found on held-out calibration text "
                 f"(slope: perplexity; {perplexities})."
             )
-        return allocate(self.config, self.methods, self.blocks, profile, chosen)
+        found = allocate(self.config, self.methods, self.blocks, profile, chosen)
+        # In the allocation, so that a run that goes on has them too.
+        return replace(found, notes=[*found.notes, *notes])
 
     def _search_loss(self, shares: Sequence[float]) -> float:
         """Prune with these shares on a few windows; return the held-out loss."""
@@ -214,7 +232,7 @@ class Job:
                 "Expected more windows than num_samples: a longer calibration text."
             )
         targets = layer_targets(self.config, self.blocks, shares)
-        few = self.windows[: max(1, SEARCH_WINDOWS // self.ranks.count)]
+        few = self.windows[: max(1, self.ranks.among_first(SEARCH_WINDOWS))]
         loss = self._prune(
             targets, few, judge=self.held_out, store=None, label="Searching"
         )[2]
@@ -255,16 +273,10 @@ class Job:
     def _permuter(self, targets: dict[str, LayerTarget]) -> Permuter | None:
         if not self.config.permutation:
             return None
-        config = self.skeleton.model.config.get_text_config()
-        heads = getattr(config, "num_attention_heads", 0)
-        size = getattr(config, "head_dim", None) or (
-            config.hidden_size // heads if heads else None
-        )
-        return Permuter(
-            scorer=self.methods.scorer,
-            patterns={k: t.pattern for k, t in targets.items() if t.pattern},
-            rounds=2,
-            head_dim=size,
+        return Permuter.of(
+            self.methods.scorer,
+            {k: t.pattern for k, t in targets.items() if t.pattern},
+            config=self.skeleton.model.config.get_text_config(),
         )
 
     def _bar(self, label: str, windows: int) -> tqdm:

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from typing_extensions import Self
 
 from nmsparse.pattern import NMPattern
+from offline_prune.errors import InputError
 from offline_prune.permutation.search import kept_score, refine, serpentine
 from offline_prune.pipeline.layers import Layer
 from offline_prune.scorers.base import Scorer
@@ -40,6 +43,35 @@ class Permuter:
     rounds: int
     head_dim: int | None
 
+    @classmethod
+    def of(cls, scorer: Scorer, patterns: dict[str, NMPattern], *, config: Any) -> Self:
+        """Return the permuter of a model.
+
+        Args:
+            scorer: scores the consumer's weights.
+            patterns: layer to its pattern.
+            config: the text model's configuration, of transformers.
+        """
+        heads = getattr(config, "num_attention_heads", 0)
+        size = getattr(config, "head_dim", None) or (
+            config.hidden_size // heads if heads else None
+        )
+        return cls(scorer=scorer, patterns=patterns, rounds=2, head_dim=size)
+
+    def check(self, blocks: Sequence[Sequence[Layer]], architecture: str) -> None:
+        """Refuse a model in which no channels can be reordered.
+
+        Raises:
+            InputError: saying where they could be.
+        """
+        if not any(self.places(block) for block in blocks):
+            raise InputError(
+                f"{architecture} has no channels that it can reorder by itself among "
+                "the layers to prune. Expected gate_proj, up_proj and down_proj, or "
+                "v_proj and o_proj with heads in whole groups: prune without "
+                "permutation."
+            )
+
     def __call__(
         self,
         layers: Sequence[Layer],
@@ -51,20 +83,18 @@ class Permuter:
         Returns:
             Copies of the changed tensors, by their names in the files.
         """
-        by_kind = {layer.kind: layer for layer in layers if layer.expert is None}
         changed: list[Layer] = []
-        down, up = by_kind.get("down_proj"), by_kind.get("up_proj")
-        gate = by_kind.get("gate_proj")
-        if down is not None and up is not None and gate is not None:
-            order = self._order(self._scores(down, statistics), down)
-            self._apply(down, statistics, order, producers=(gate, up))
-            changed += [down, gate, up]
-        out, value = by_kind.get("o_proj"), by_kind.get("v_proj")
-        if out is not None and value is not None and self._heads_fit(out, value):
-            order, within = self._head_order(out, value, statistics)
-            self._reorder_rows(value, within)
-            self._reorder_input(out, statistics, order)
-            changed += [out, value]
+        for consumer, producers in self.places(layers):
+            if consumer.kind == "down_proj":
+                order = self._order(self._scores(consumer, statistics), consumer)
+                for producer in producers:
+                    self._reorder_rows(producer, order)
+            else:
+                (value,) = producers
+                order, within = self._head_order(consumer, value, statistics)
+                self._reorder_rows(value, within)
+            self._reorder_input(consumer, statistics, order)
+            changed += [consumer, *producers]
         tensors = {layer.tensor: layer.stored() for layer in changed}
         for layer in changed:
             bias = getattr(layer.module, "bias", None)
@@ -72,6 +102,25 @@ class Permuter:
                 name = layer.tensor.removesuffix(".weight") + ".bias"
                 tensors[name] = bias.data.contiguous().clone()
         return tensors
+
+    def places(self, layers: Sequence[Layer]) -> list[tuple[Layer, tuple[Layer, ...]]]:
+        """Return the layers whose input can be reordered, with those that make it."""
+        parents: dict[str, dict[str, Layer]] = {}
+        for layer in layers:
+            if layer.expert is None:
+                parent = layer.path.rpartition(".")[0]
+                parents.setdefault(parent, {})[layer.kind] = layer
+        found: list[tuple[Layer, tuple[Layer, ...]]] = []
+        for kinds in parents.values():
+            if {"down_proj", "up_proj", "gate_proj"} <= kinds.keys():
+                found.append(
+                    (kinds["down_proj"], (kinds["gate_proj"], kinds["up_proj"]))
+                )
+            if {"o_proj", "v_proj"} <= kinds.keys() and self._heads_fit(
+                kinds["o_proj"], kinds["v_proj"]
+            ):
+                found.append((kinds["o_proj"], (kinds["v_proj"],)))
+        return found
 
     def _scores(
         self, layer: Layer, statistics: dict[str, InputStatistics]
@@ -91,18 +140,6 @@ class Permuter:
         )
         better = kept_score(scores, pattern, found) > kept_score(scores, pattern)
         return found if better else same
-
-    def _apply(
-        self,
-        layer: Layer,
-        statistics: dict[str, InputStatistics],
-        order: torch.Tensor,
-        *,
-        producers: Sequence[Layer],
-    ) -> None:
-        for producer in producers:
-            self._reorder_rows(producer, order)
-        self._reorder_input(layer, statistics, order)
 
     def _reorder_rows(self, layer: Layer, order: torch.Tensor) -> None:
         view = layer.view()

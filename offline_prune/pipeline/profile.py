@@ -14,6 +14,7 @@ from offline_prune.pipeline.amplification import Amplification
 from offline_prune.pipeline.capture import Capture
 from offline_prune.pipeline.collect import collect
 from offline_prune.pipeline.layers import Layer
+from offline_prune.pipeline.methods import ERROR_ROWS
 from offline_prune.pipeline.ranks import Ranks
 from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.stream import Stream, Tick
@@ -82,7 +83,7 @@ def measure_dense(
             block,
             layers=layers,
             needs=needs,
-            sample_rows=1,
+            sample_rows=ERROR_ROWS,
             ranks=ranks,
         )
         view = BlockView(

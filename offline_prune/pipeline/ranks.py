@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
@@ -17,6 +18,9 @@ import torch.distributed as dist
 from offline_prune.statistics.inputs import InputStatistics
 
 T = TypeVar("T")
+
+# The others wait while the first process writes the model.
+_PATIENCE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +41,9 @@ class Ranks:
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            # Counts are on the CPU, statistics where the blocks are.
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=_PATIENCE)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
@@ -46,10 +52,19 @@ class Ranks:
         return self.rank == 0
 
     def part(self, items: Sequence[T]) -> list[T]:
-        """Return this process's contiguous part of ``items``."""
-        start = len(items) * self.rank // self.count
-        stop = len(items) * (self.rank + 1) // self.count
-        return list(items[start:stop])
+        """Return this process's part of ``items``: every ``count``-th.
+
+        So the first few of all items are the first few of every process.
+        """
+        return list(items[self.rank :: self.count])
+
+    def index(self, position: int) -> int:
+        """Return the place among all items of one of this process's part."""
+        return self.rank + position * self.count
+
+    def among_first(self, most: int) -> int:
+        """Return how many of the first ``most`` items are in this process's part."""
+        return len(range(self.rank, most, self.count))
 
     def total(self, count: int) -> int:
         """Return the sum of ``count`` over the processes."""
@@ -58,15 +73,6 @@ class Ranks:
         value = torch.tensor([count])
         dist.all_reduce(value)
         return int(value)
-
-    def before(self, count: int) -> int:
-        """Return the sum of ``count`` over the processes before this one."""
-        if self.count == 1:
-            return 0
-        counts = torch.zeros(self.count, dtype=torch.int64)
-        counts[self.rank] = count
-        dist.all_reduce(counts)
-        return int(counts[: self.rank].sum())
 
     def sums(self, values: Sequence[float]) -> list[float]:
         """Return the sums of values over the processes, one by one."""

@@ -88,7 +88,7 @@ def make_results(
         time=dict(seconds),
         peak_memory_bytes=_peak_memory(),
         files=dict(files),
-        notes=[*job.notes, *allocation.notes, *_notes(outcomes)],
+        notes=[*job.notes, *_notes(outcomes)],
     )
 
 

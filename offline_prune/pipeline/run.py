@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 import time
@@ -22,7 +23,7 @@ from offline_prune.calibration.data import (
 from offline_prune.checksum import sha256_of
 from offline_prune.config import PruneConfig
 from offline_prune.errors import InputError
-from offline_prune.packing.convert import pack
+from offline_prune.packing.convert import MIN_SPARSITY, pack
 from offline_prune.packing.refuse import check_architecture, check_output
 from offline_prune.pipeline.assemble import check_space, disk_full, is_full
 from offline_prune.pipeline.device import choose_device
@@ -34,6 +35,7 @@ from offline_prune.pipeline.results import make_results
 from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.source import Source, locate, open_source
 from offline_prune.pipeline.store import Store
+from offline_prune.pipeline.targets import removed_by
 from offline_prune.report.results import Results, read_results, write_results
 from offline_prune.staging import staged_folder
 
@@ -127,6 +129,8 @@ def run_prune(
         try:
             with clock.stage("measure"):
                 job.plan(store)
+                if config.format == "bitmask":
+                    _check_packable(job)
             with clock.stage("prune"):
                 outcomes, _, _ = job.prune(store)
         except InputError:
@@ -137,6 +141,8 @@ def run_prune(
         if not ranks.first:
             ranks.wait()
             return PruneReport(target, read_results(target), first=False)
+        # Hours later: what was put there meanwhile is not ours to replace.
+        check_output(path, target)
         with clock.stage("write"):
             built = _build(job, store, target)
             hashes = _hashes(built)
@@ -160,6 +166,22 @@ def run_prune(
         store.remove()
         ranks.wait()
     return PruneReport(target, results)
+
+
+def _check_packable(job: Job) -> None:
+    """Refuse to pack a model of which no layer will be sparse enough.
+
+    Raises:
+        InputError: naming the least share.
+    """
+    layers = [layer for block in job.blocks for layer in block]
+    most = max(removed_by(job.targets[x.name], x) / x.size for x in layers)
+    if most < MIN_SPARSITY:
+        raise InputError(
+            f"Format bitmask: the sparsest layer will have {most:.0%} zeros. Expected "
+            f"at least {MIN_SPARSITY:.0%}, from which a packed weight is smaller by "
+            "enough: remove more, or leave format dense."
+        )
 
 
 def _build(job: Job, store: Store, target: Path) -> Path:
@@ -237,6 +259,7 @@ def _fingerprint(
         "torch": torch.__version__,
         "config": config.model_dump(mode="json"),
         "weights": source.hashes,
+        "model": hashlib.sha256(source.folder.config_text.encode()).hexdigest(),
         "calibration": calibration.sha256 if calibration else None,
     }
 

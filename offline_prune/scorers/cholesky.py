@@ -19,6 +19,10 @@ _LEAF = 256
 _ATTEMPTS = 4
 
 
+class SingularError(RuntimeError):
+    """A Hessian that no damping makes positive definite."""
+
+
 @dataclass(frozen=True, slots=True)
 class InverseFactor:
     """``U`` of the damped Hessian.
@@ -73,7 +77,7 @@ def inverse_factor(hessian: torch.Tensor, *, percdamp: float = 0.01) -> InverseF
             del lower
             _invert_upper(upper)
             return InverseFactor(upper, dead.flip(0), damping)
-    raise RuntimeError(
+    raise SingularError(
         f"Hessian of {len(hessian)} inputs is not positive definite, even with "
         f"damping {percdamp * 10 ** (_ATTEMPTS - 1):g}. Expected the Gram matrix of "
         "finite inputs: raise percdamp, or use the scorer wanda for this layer."

@@ -13,10 +13,13 @@ from support import zoo
 from offline_prune import InputError, prune
 from offline_prune.cli import main
 from offline_prune.commands.run import Run
+from offline_prune.compensation.energy import Energy
 from offline_prune.config import PruneConfig, make_config
 from offline_prune.packing import save
 from offline_prune.pipeline import assemble
 from offline_prune.pipeline.methods import Methods
+from offline_prune.pipeline.store import Store
+from offline_prune.verification.verify import verify
 
 ROWS = zoo.windows()
 TEXT = {"calibration": ROWS, "num_samples": len(ROWS), "seq_len": 32, "report": False}
@@ -205,6 +208,11 @@ def test_recipes_and_flags_agree(source, tmp_path, capsys):
     assert "sparsity" in capsys.readouterr().err
 
 
+def test_permutation_without_room_is_refused(tmp_path):
+    source = zoo.build("opt", tmp_path / "model")
+    refused("OPTForCausalLM has no channels", source, pattern="2:4", permutation=True)
+
+
 def configuration(monkeypatch, *flags):
     """Return the configuration that flags of ``run`` make."""
     made = []
@@ -246,3 +254,62 @@ def test_ctrl_c_gives_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr(Run, "cli_cmd", stop)
     assert main(["run", "model", "-o", "out", "--sparsity", "0.5"]) == 130
     assert "goes on when its command is repeated" in capsys.readouterr().err
+
+
+def test_a_budget_too_small_to_pack_is_refused_before_the_work(source):
+    match = "the sparsest layer will have 30% zeros. Expected at least 40%"
+    refused(match, source, sparsity=0.3, format="bitmask", **TEXT)
+
+
+def test_what_was_put_at_the_output_meanwhile_stays(source, monkeypatch):
+    output = source.parent / "out"
+    real = Store.save
+
+    def beside(self, index, tensors, record):
+        output.mkdir(exist_ok=True)
+        (output / "file").write_text("mine")
+        real(self, index, tensors, record)
+
+    monkeypatch.setattr(Store, "save", beside)
+    with pytest.raises(InputError, match="exists and is not empty"):
+        prune(source, output=output, sparsity=0.5, **TEXT)
+    assert [path.name for path in output.iterdir()] == ["file"]
+
+
+def test_dense_weights_in_other_forms_are_not_copied(source):
+    shutil.copy(next(source.glob("*.safetensors")), source / "consolidated.safetensors")
+    (source / "pytorch_model.bin").write_bytes(b"dense")
+    output = source.parent / "out"
+    prune(source, output=output, sparsity=0.5, **TEXT)
+    names = {path.name for path in output.iterdir()}
+    assert not names & {"consolidated.safetensors", "pytorch_model.bin"}
+    assert "tokenizer.json" in names
+    assert verify(output).ok
+
+
+def test_weights_that_overflow_their_type_are_refused(tmp_path, monkeypatch):
+    source = zoo.build("llama", tmp_path / "model", dtype="float16")
+    # Finite in float32, in which weights are changed; not in float16.
+    monkeypatch.setattr(Energy, "apply", lambda *args: args[2] * 1e6)
+    refused(
+        r"layers.0.self_attn.q_proj: magnitude gave weights too large for float16",
+        source,
+        sparsity=0.5,
+        scorer="magnitude",
+        compensation=["energy"],
+        report=False,
+    )
+
+
+def test_a_singular_hessian_names_the_layer(source):
+    refused(
+        "layers.0.*: Hessian of .* raise percdamp",
+        source,
+        sparsity=0.5,
+        scorer="sparsegpt",
+        scorer_options={"percdamp": 0.0},
+        calibration=[row[:3] for row in ROWS[:1]],
+        num_samples=1,
+        seq_len=3,
+        report=False,
+    )

@@ -8,17 +8,18 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from safetensors.torch import load_file
 from support import zoo
 
 from offline_prune import prune
 
-ROWS = zoo.windows(count=6)
+# More than the correction looks at.
+ROWS = zoo.windows(count=20)
 OPTIONS = {
     "scorer": "wanda",
     "allocator": "owl",
     "correction": "absorption",
-    "correction_options": {"eta": 0.01},
     "sparsity": 0.6,
     "num_samples": len(ROWS),
     "seq_len": 32,
@@ -67,6 +68,9 @@ def test_two_processes_are_one(tmp_path):
     assert differ == 0
     read = json.loads((output / "results.json").read_text())
     assert read["budget"]["removed"] == one.results.budget.removed
+    assert read["profiles"].keys() == one.results.profiles.keys()
+    for name, values in one.results.profiles.items():
+        assert read["profiles"][name] == pytest.approx(values, rel=1e-3)
     for name, curve in one.results.allocations.items():
         for a, b in zip(curve, read["allocations"][name], strict=True):
             assert abs(a - b) < 1e-5

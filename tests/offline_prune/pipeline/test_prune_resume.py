@@ -15,6 +15,7 @@ from support import zoo
 
 from offline_prune import prune
 from offline_prune.errors import InputError
+from offline_prune.pipeline.store import Store
 
 ROWS = zoo.windows(count=8)
 OPTIONS = {
@@ -99,3 +100,52 @@ def test_same_run_twice_gives_the_same_bytes(tmp_path):
     one = prune(source, output=tmp_path / "one", calibration=ROWS, **OPTIONS)
     two = prune(source, output=tmp_path / "two", calibration=ROWS, **OPTIONS)
     assert contents(one.folder) == contents(two.folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"allocator": "atp", "allocator_options": {"trials": 2}}),
+        ("llama", {"allocator": "owl", "correction": "absorption", "profile": True}),
+        (
+            "llama",
+            {
+                "allocator": "uniform",
+                "compensation": ["least_squares", "mean_shift"],
+                "targets": [r"re:.*(q_proj|down_proj)$"],
+            },
+        ),
+        (
+            "llama",
+            {
+                "allocator": "uniform",
+                "sparsity": None,
+                "pattern": "2:4",
+                "permutation": True,
+                "format": "bitmask",
+            },
+        ),
+        ("gpt2", {"scorer": "cvr", "compensation": ["mean_shift"]}),
+        ("qwen3_moe", {"scorer": "wanda", "channels": "ogas"}),
+    ],
+)
+def test_every_method_goes_on_with_the_same_bytes(
+    family, options, tmp_path, monkeypatch
+):
+    source = zoo.build(family, tmp_path / "dense")
+    options = {**OPTIONS, "calibration": ROWS, **options}
+    options = {k: v for k, v in options.items() if v is not None}
+    whole = prune(source, output=tmp_path / "whole", **options)
+    real = Store.save
+
+    def stop(self, index, tensors, record):
+        if index == 2:
+            raise KeyboardInterrupt
+        real(self, index, tensors, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(source, output=tmp_path / "resumed", **options)
+    done = prune(source, output=tmp_path / "resumed", **options)
+    assert contents(done.folder) == contents(whole.folder)

@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from offline_prune import InputError, prune
 from offline_prune.config import PruneConfig
 from offline_prune.pipeline.job import Job
+from offline_prune.pipeline.permute import Permuter
 from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.source import open_source
 from offline_prune.pipeline.store import Store
@@ -272,6 +273,17 @@ def test_permutation_keeps_more_and_computes_the_same(tmp_path):
         dense = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
         other = AutoModelForCausalLM.from_pretrained(same.folder, dtype=torch.float32)
         assert torch.allclose(dense(ids).logits, other(ids).logits, atol=1e-3)
+
+
+@pytest.mark.parametrize("scorer", ["magnitude", "wanda"])
+def test_a_permutation_that_is_not_absorbed_is_seen(tmp_path, monkeypatch, scorer):
+    # Without calibration text as well.
+    source = zoo.build("qwen2", tmp_path / "dense", intermediate_size=128)
+    options = {"pattern": "2:4", "permutation": True, "report": False, **TEXT}
+    prune(source, output=tmp_path / "fine", scorer=scorer, **options)
+    monkeypatch.setattr(Permuter, "_reorder_rows", lambda self, layer, order: None)
+    with pytest.raises(InputError, match="its output changes by"):
+        prune(source, output=tmp_path / "out", scorer=scorer, **options)
 
 
 def test_bitmask_format_is_the_dense_one_packed(tmp_path):
