@@ -2,7 +2,8 @@
 
     python benchmarks/pruning_cost.py --calibration web.jsonl --models gemma llama-1b
 
-Every run is a process of its own; times and memory are what it writes to ``run.json``.
+A model without a tokenizer reads random tokens, which costs the same. Every run is a
+process of its own; times and memory are what it writes to ``run.json``.
 """
 
 from __future__ import annotations
@@ -54,10 +55,12 @@ def main() -> None:
     parser.add_argument("--results", type=Path, help="a folder")
     args = parser.parse_args()
     for name in args.models:
-        folder = models.folder_of(name)
+        folder = models.find(name).folder
+        readable = (folder / "tokenizer.json").is_file()
         for scorer in args.scorers:
             flags = ["--scorer", scorer, "--sparsity", "0.5"]
-            text = ["--calibration", args.calibration]
+            source = args.calibration if readable else "synthetic"
+            text = ["--calibration", source]
             sizes = ["--num-samples", str(args.samples), "--seq-len", str(args.length)]
             cost = measure(folder, [*flags, *text, *sizes], args.threads)
             row = {

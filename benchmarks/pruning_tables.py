@@ -88,6 +88,22 @@ def seeds_table() -> str:
     return "\n".join(lines)
 
 
+def cost_table() -> str:
+    """Return time and peak memory against the size of the model."""
+    lines = [
+        "| model | weights | scorer | calibration tokens | threads | seconds | "
+        "peak memory | measured |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows.newest("pruning_cost", "model", "scorer", "tokens", "threads"):
+        lines.append(
+            f"| {row['model']} | {row['weight_bytes'] / 1e9:.2f} GB | {row['scorer']} "
+            f"| {row['tokens']:,} | {row['threads']} | {row['seconds']:.0f} | "
+            f"{row['peak_bytes'] / 1e9:.2f} GB | {row['date']} |"
+        )
+    return "\n".join(lines)
+
+
 def setup_text() -> str:
     """Return one paragraph: what was pruned, on what, judged by what."""
     every = [row for mine in _found().values() for row in mine.values()]

@@ -78,6 +78,7 @@ TABLES = {
     "pruning-allocations": pruning_tables.allocations_table,
     "pruning-compensations": pruning_tables.compensations_table,
     "pruning-seeds": pruning_tables.seeds_table,
+    "pruning-cost": pruning_tables.cost_table,
 }
 _MARKED = re.compile(
     r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL

@@ -135,7 +135,10 @@ def evaluate(
     if prompts:
         found.append(_answers(prompts, pruned, other, tokenizer, measurements))
     if record is not None:
-        update = {"evaluation": [*record.evaluation, *found]}
+        # Measured again, it replaces what it was.
+        again = {_what(result) for result in found}
+        kept = [old for old in record.evaluation if _what(old) not in again]
+        update = {"evaluation": [*kept, *found]}
         write_results(path, record.model_copy(update=update))
         # Without matplotlib the report is written without pictures.
         with contextlib.suppress(MissingDependencyError):
@@ -241,6 +244,18 @@ def _answers(
         dense_mean_tokens=length(dense) if dense is not None else None,
         pruned_mean_tokens=length(pruned),
     )
+
+
+def _what(result: EvaluationResult) -> tuple[object, ...]:
+    """Return what was measured, without its numbers."""
+    if isinstance(result, PerplexityResult | FidelityResult):
+        return result.kind, result.text, result.sha256, result.seq_len
+    if isinstance(result, ZeroShotResult):
+        examples = [
+            (score.task, score.metric, score.examples) for score in result.scores
+        ]
+        return result.kind, result.backend, *examples
+    return result.kind, result.prompts, result.max_new_tokens
 
 
 def _prompts(path: Path | None) -> list[str]:

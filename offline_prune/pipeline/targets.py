@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from nmsparse.pattern import NMPattern
+from nmsparse.targets import best_match
 from offline_prune.budget import apportion, apportion_nm, project
 from offline_prune.config import PruneConfig
 from offline_prune.errors import InputError
@@ -22,6 +23,18 @@ def check_layers(config: PruneConfig, blocks: Blocks) -> None:
             pattern.
     """
     layers = [layer for block in blocks for layer in block]
+    for target in config.targets:
+        # A name that is ignored may well be absent (lm_head); one that is asked for
+        # and absent is a mistake.
+        if not any(
+            best_match([target], one.name, ("Linear", type(one.module).__name__))[0]
+            for one in layers
+        ):
+            raise InputError(
+                f"Target {target!r} matches no layer. Expected names such as "
+                f"{layers[0].name if layers else 'model.layers.0.mlp.up_proj'}, a "
+                "class, or re:<regex>: check its spelling, and what is ignored."
+            )
     if not layers:
         raise InputError(
             "No layer of the decoder blocks is left to prune. Expected some: check "

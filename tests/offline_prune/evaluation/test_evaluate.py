@@ -42,5 +42,8 @@ def test_eval_measures_and_records(tmp_path, monkeypatch, capsys, format):
     assert perplexity.pruned != perplexity.dense
     assert fidelity.kl > 0
     assert (done.folder / "report.md").is_file()
+    # Measured again, it replaces what it was.
+    assert main([*command, "--dense", "org/name"]) == 0
+    assert read_results(done.folder).evaluation == found
     assert main(["eval", str(done.folder)]) == 2
     assert "Nothing to measure" in capsys.readouterr().err

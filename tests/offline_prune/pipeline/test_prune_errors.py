@@ -113,6 +113,7 @@ def test_text_shorter_than_a_window(source, tmp_path):
         ({"pattern": "3:7"}, "not a multiple of m=7"),
         ({"sparsity": 0.5, "ignore": ["re:.*"]}, "No layer of the decoder blocks"),
         ({"sparsity": 0.5, "recipe": "wanda-5"}, "wanda-50"),
+        ({"sparsity": 0.5, "targets": ["re:.*up_prj"]}, "up_prj' matches no layer"),
         ({"sparsity": 0.5, "device": "gpu"}, "Device 'gpu' cannot be used"),
     ],
 )
