@@ -69,7 +69,7 @@ def verify(folder: str | Path) -> Verification:
     Memory is constant: weights are read a few million elements at a time.
 
     Args:
-        folder: what ``offline-prune prune`` made, or a packed copy of it.
+        folder: what ``offline-prune run`` made, or a packed copy of it.
 
     Raises:
         InputError: if ``folder`` is no model folder at all. Everything else is a
@@ -79,7 +79,7 @@ def verify(folder: str | Path) -> Verification:
     if not (path / CONFIG_NAME).is_file() and not (path / RESULTS_NAME).is_file():
         raise InputError(
             f"Folder {path} has neither {CONFIG_NAME} nor {RESULTS_NAME}. Expected a "
-            "model folder that offline-prune prune made: check the path."
+            "model folder that offline-prune run made: check the path."
         )
     try:
         results = read_results(path)
