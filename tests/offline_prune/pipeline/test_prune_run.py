@@ -14,11 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.pytorch_utils import Conv1D
 
 from offline_prune import InputError, prune
-from offline_prune.config import PruneConfig
-from offline_prune.pipeline.job import Job
 from offline_prune.pipeline.permute import Permuter
-from offline_prune.pipeline.skeleton import Skeleton
-from offline_prune.pipeline.source import open_source
 from offline_prune.pipeline.store import Store
 from offline_prune.verification.verify import verify
 
@@ -385,20 +381,3 @@ def test_tied_embeddings_stay_tied(tmp_path):
     shutil.rmtree(source)
     model = AutoModelForCausalLM.from_pretrained(done.folder)
     assert model.lm_head.weight is model.model.embed_tokens.weight
-
-
-def test_a_job_leaves_the_model_dense(tmp_path):
-    """A search prunes one model many times: each time the same one."""
-    source = open_source(zoo.build("llama", tmp_path / "dense"), tokenizer=False)
-    skeleton = Skeleton.build(source)
-    windows = [torch.tensor(row) for row in ROWS]
-    found = []
-    for scorer in ("wanda", "magnitude", "wanda"):
-        config = PruneConfig(scorer=scorer, sparsity=0.5)
-        job = Job.prepare(config, source, skeleton, windows=windows[:4])
-        job.plan()
-        outcomes, _, loss = job.prune(judge=windows[4:])
-        assert all(outcome.zeros == outcome.removed for outcome in outcomes)
-        found.append((loss, [outcome.relative_error for outcome in outcomes]))
-    assert found[0] == found[2]
-    assert found[0][0] != found[1][0]
