@@ -10,9 +10,7 @@ sparsified. One engine runs at a time. The text is yours: this repository ships 
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -24,49 +22,31 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import rows
 
 from offline_prune.embedded import default_folder
+from vllm_sparse.evaluation.engine import open_engine
+from vllm_sparse.evaluation.scores import perplexity, score_prompts
+from vllm_sparse.evaluation.texts import Windows, cut
 
 
-def windows(model: str, text: str, length: int, count: int) -> list[list[int]]:
+def windows(model: str, text: str, length: int, count: int) -> Windows:
     """Cut the tokenised text into windows of ``length`` tokens, ``<bos>`` included."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    body = length - 1
-    if len(ids) < body * count:
+    found = cut(text, tokenizer, seq_len=length, limit=count)
+    if len(found.ids) < count:
         raise SystemExit(
-            f"--text has {len(ids)} tokens. Expected {body * count} for {count} "
-            f"windows of {length}: give a longer text or fewer --windows."
+            f"--text has {len(found.ids)} windows of {length} tokens. Expected "
+            f"{count}: give a longer text or fewer --windows."
         )
-    starts = range(0, body * count, body)
-    return [[tokenizer.bos_token_id, *ids[s : s + body]] for s in starts]
+    return found
 
 
-def perplexity(model: str, data: list[list[int]], options: dict[str, Any]) -> float:
+def measure(model: str, data: Windows, options: dict[str, Any]) -> float:
     """Return exp of the mean negative log-likelihood over all scored tokens."""
-    from vllm import LLM, SamplingParams
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-    llm = LLM(
-        model=model,
-        enforce_eager=True,
-        max_model_len=len(data[0]) + 1,
-        gpu_memory_utilization=0.3,
-        distributed_executor_backend="uni",
-        enable_prefix_caching=False,
-        additional_config={"vllm_sparse": options},
-    )
-    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
-    prompts = [{"prompt_token_ids": ids} for ids in data]
-    total, scored = 0.0, 0
-    for ids, output in zip(data, llm.generate(prompts, sampling), strict=True):
-        for token, entry in zip(ids[1:], output.prompt_logprobs[1:], strict=True):
-            total -= entry[token].logprob
-            scored += 1
-    del llm
-    gc.collect()
-    cleanup_dist_env_and_memory()
-    return math.exp(total / scored)
+    with open_engine(model, options, max_model_len=data.seq_len + 1) as llm:
+        scored = score_prompts(llm, data.ids)
+        del llm  # frees its memory when nothing refers to it
+    return perplexity([one.logprobs for one in scored])
 
 
 def main() -> None:
@@ -91,7 +71,7 @@ def main() -> None:
         options: dict[str, Any] = {"enabled": False}
         if pattern != "dense":
             options = {"activation_sparsity": pattern, "phase": "both"}
-        value = perplexity(args.model, data, options)
+        value = measure(args.model, data, options)
         print(f"{pattern:>6}  perplexity {value:.2f}", flush=True)
         results.append(
             {

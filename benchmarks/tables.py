@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import kernel_tables
+import online_tables
 import pruning_tables
 import rows
 
@@ -73,6 +74,8 @@ TABLES = {
     "kernels-tokens": kernel_tables.more_tokens,
     "kernels-union": kernel_tables.union_law,
     "kernels-selection": kernel_tables.selection,
+    "online-setup": online_tables.setup_text,
+    "online-settings": online_tables.settings_table,
     "pruning-setup": pruning_tables.setup_text,
     "pruning-scorers": pruning_tables.scorers_table,
     "pruning-allocations": pruning_tables.allocations_table,

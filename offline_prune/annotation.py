@@ -53,9 +53,9 @@ def annotate(
         write_sidecar(source, config)
         return source
     target = Path(output)
-    _check_output(source, target)
+    check_output_folder(source, target)
     with staged_folder(target) as staging:
-        _copy(source, staging, label=f"Copying to {target}")
+        copy_model(source, staging, label=f"Copying to {target}")
         write_sidecar(staging, config)
     return target
 
@@ -75,8 +75,12 @@ def _check_model_folder(folder: Path) -> None:
         )
 
 
-def _check_output(source: Path, target: Path) -> None:
-    """Refuse an output that would overwrite something or copy a folder into itself."""
+def check_output_folder(source: Path, target: Path) -> None:
+    """Refuse an output that would overwrite something or copy a folder into itself.
+
+    Raises:
+        InputError: saying what is there.
+    """
     if target.resolve().is_relative_to(source.resolve()):
         raise InputError(
             f"Output folder {target} is the model folder {source} or lies in it. "
@@ -91,7 +95,7 @@ def _check_output(source: Path, target: Path) -> None:
         )
 
 
-def _copy(source: Path, target: Path, *, label: str) -> None:
+def copy_model(source: Path, target: Path, *, label: str) -> None:
     """Copy all files with a progress bar.
 
     Links are followed: a Hub cache folder holds links into the cache. Hard links would

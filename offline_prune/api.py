@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from offline_prune.pipeline.run import PruneReport, Texts
+    from offline_prune.pipeline.run import PruneReport
+    from offline_prune.pipeline.texts import Texts
 
 logger = logging.getLogger(__name__)
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from nmsparse.config import ConfigError
 from nmsparse.packed_manifest import PackedFormatError
 from offline_prune.commands.annotate import Annotate
+from offline_prune.commands.calibrate import Calibrate
 from offline_prune.commands.embedded_model import EmbeddedModel
 from offline_prune.commands.evaluate import Evaluate
 from offline_prune.commands.methods import MethodsCommand
@@ -44,6 +45,9 @@ class OfflinePrune(BaseSettings):
     )
 
     run: CliSubCommand[Run] = Field(description="prune a model")
+    calibrate: CliSubCommand[Calibrate] = Field(
+        description="fit online activation sparsity, by pattern or byte budget"
+    )
     verify: CliSubCommand[Verify] = Field(
         description="check patterns, budget and hashes of a pruned folder"
     )
@@ -83,8 +87,9 @@ class OfflinePrune(BaseSettings):
         """Run the chosen sub-command."""
         if get_subcommand(self, is_required=False) is None:
             raise InputError(
-                "No sub-command given. Expected run, verify, eval, report, methods, "
-                "embedded-model, annotate, pack or unpack: see offline-prune --help"
+                "No sub-command given. Expected run, calibrate, verify, eval, report, "
+                "methods, embedded-model, annotate, pack or unpack: see offline-prune "
+                "--help"
             )
         CliApp.run_subcommand(self)
 

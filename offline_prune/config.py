@@ -17,9 +17,8 @@ from offline_prune.allocators import allocators
 from offline_prune.calibration.config import CalibrationConfig
 from offline_prune.channels import channels
 from offline_prune.compensation import compensations
-from offline_prune.errors import InputError
 from offline_prune.options import Options
-from offline_prune.recipes import recipe_names, recipe_text
+from offline_prune.recipes import read_recipe
 from offline_prune.scorers import scorers
 
 
@@ -198,7 +197,7 @@ def make_config(
     Raises:
         InputError: if the recipe cannot be read or a field is invalid.
     """
-    data = _recipe(recipe) if recipe is not None else {}
+    data = read_recipe(recipe) if recipe is not None else {}
     merged = {**data, **changes}
     # A pattern beside the recipe replaces its sparsity, and the reverse; options belong
     # to the method that the recipe names.
@@ -223,27 +222,6 @@ def make_config(
             merged["calibration"] = text
     source = f"recipe {recipe}" if recipe is not None else "options"
     return PruneConfig.parse(merged, source=source)
-
-
-def _recipe(recipe: str | Path) -> dict[str, Any]:
-    import yaml
-
-    path = Path(recipe)
-    try:
-        named = path.suffix == "" and not path.exists()
-        text = recipe_text(str(recipe)) if named else path.read_text(encoding="utf-8")
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(
-            f"Recipe {recipe} cannot be read ({error}). Expected a YAML file, or one "
-            f"of {', '.join(recipe_names())}."
-        ) from None
-    if not isinstance(data, dict):
-        raise InputError(
-            f"Recipe {recipe} holds no mapping. Expected fields such as "
-            "'scorer: wanda' and 'sparsity: 0.5'."
-        )
-    return data
 
 
 def _known(kind: str, name: str, registry: Registry[Any]) -> None:

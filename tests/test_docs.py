@@ -47,7 +47,7 @@ def test_metric_names_in_the_documents_exist(pages):
     assert len(names) == 8
     text = "\n".join(pages.values())
     exist = names | {"vllm_sparse_config", "vllm_sparse_params", "vllm_sparse_stats"}
-    exist |= {"vllm_sparse_provenance"}
+    exist |= {"vllm_sparse_provenance", "vllm_sparse_parameters"}
     for name in set(re.findall(r"\bvllm_sparse_[a-z_]+[a-z]\b", text)):
         assert name in exist, name
     for name in names:

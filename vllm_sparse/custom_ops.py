@@ -1,5 +1,7 @@
 """The ops vLLM's graphs see: ``sparsify_tokens`` and ``linear_tokens``.
 
+``treatment/ops.py`` has two more, for layers with a criterion or mitigations.
+
 One opaque op per sparse linear: ``torch.ops.vllm_sparse.sparsify_tokens`` before vLLM's
 product, with CPU and CUDA implementations, or ``linear_tokens`` instead of it, where a
 layer owns its weight. Both have a fake, so they work in eager mode, under
@@ -19,7 +21,7 @@ import torch
 
 from nmsparse.ops.sparsify import sparsify
 from nmsparse.pattern import NMPattern
-from vllm_sparse.phases import PADDING
+from vllm_sparse.phases import ALL, selected_tokens
 
 if TYPE_CHECKING:
     from vllm_sparse.cpu.linear import CpuLinear
@@ -45,7 +47,7 @@ _KEYS = itertools.count()
 _LINEARS: weakref.WeakValueDictionary[int, CpuLinear] = weakref.WeakValueDictionary()
 
 
-def _codes_of(flat: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+def codes_of(flat: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     """Return the code of every row; more rows than a step has are no tokens of it."""
     rows = flat.shape[0]
     return codes[:rows] if rows <= len(codes) else codes.new_zeros(rows)
@@ -63,14 +65,14 @@ def _sparsify_tokens_cpu(
     """Sparsify the selected tokens only; see :func:`sparsify_tokens`."""
     # Contiguous, so that the result has the strides the fake promises.
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = _codes_of(flat, codes)
+    codes = codes_of(flat, codes)
     pattern = NMPattern(kept, group)
     # Real tokens that are sparsified; with phase both, padding is as well, uncounted.
-    selected = codes != PADDING if phase == PADDING else codes == phase
+    selected = selected_tokens(codes, phase)
     hits = int(selected.count_nonzero())
     if hits == len(flat):
         out = counted = sparsify(flat, pattern, criterion=criterion)
-    elif phase == PADDING:
+    elif phase == ALL:
         out = sparsify(flat, pattern, criterion=criterion)
         counted = out[selected]
     else:
@@ -99,10 +101,10 @@ def _sparsify_tokens_cuda(
     """Fixed shapes and no host synchronisation; see :func:`sparsify_tokens`."""
     # Contiguous, so that the result has the strides the fake promises.
     flat = x.reshape(-1, x.shape[-1]).contiguous()
-    codes = _codes_of(flat, codes)
+    codes = codes_of(flat, codes)
     sparse = sparsify(flat, NMPattern(kept, group), criterion=criterion)
-    real = codes != PADDING if phase == PADDING else codes == phase
-    out = sparse if phase == PADDING else torch.where(real[:, None], sparse, flat)
+    real = selected_tokens(codes, phase)
+    out = sparse if phase == ALL else torch.where(real[:, None], sparse, flat)
     nonzeros = ((sparse != 0) & real[:, None]).sum()
     counters += torch.stack((real.sum() * flat.shape[1], nonzeros))
     return out.view(x.shape)
@@ -174,7 +176,7 @@ def sparsify_tokens(
             tokens that were sparsified.
         kept: N of the pattern.
         group: M of the pattern; K for unstructured selection.
-        phase: code of the tokens to sparsify; 0 for all.
+        phase: codes of the tokens to sparsify; 0 for all.
         criterion: name of the score.
 
     Returns:

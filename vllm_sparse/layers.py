@@ -38,7 +38,7 @@ class _Attach:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Here, so that processes that build no model do not load all of it.
-        from vllm_sparse.session import current_session
+        from vllm_sparse.engines import current_session
 
         session = current_session()
         if session is not None and isinstance(self, LinearBase):

@@ -6,7 +6,7 @@ prefixes. A rule written for either side must find its layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import SparsityConfig
@@ -36,6 +36,24 @@ def with_parts(name: str, packed: Mapping[str, Sequence[str]]) -> list[str]:
     return [name, *(f"{parent}{dot}{part}" for part in parts if part != last)]
 
 
+def translator(mapper: Any) -> Callable[[str], str]:
+    """Return a function from Hugging Face's module names to vLLM's.
+
+    Args:
+        mapper: the model class's ``hf_to_vllm_mapper``, or None.
+    """
+
+    def translate(name: str) -> str:
+        mapped = None if mapper is None else mapper._map_name(name)
+        if mapped is None:
+            return name
+        # A mapper may also fold q_proj into qkv_proj; parts are resolved by us.
+        parent, dot, _ = str(mapped).rpartition(".")
+        return parent + dot + name.rpartition(".")[2]
+
+    return translate
+
+
 def to_vllm_names(config: SparsityConfig, mapper: Any) -> SparsityConfig:
     """Translate full-name targets from Hugging Face's names to vLLM's.
 
@@ -45,19 +63,14 @@ def to_vllm_names(config: SparsityConfig, mapper: Any) -> SparsityConfig:
     """
     if mapper is None:
         return config
+    translate = translator(mapper)
 
-    def translate(target: str) -> str:
-        if target.startswith("re:") or "." not in target:
-            return target
-        mapped = mapper._map_name(target)
-        if mapped is None:
-            return target
-        # A mapper may also fold q_proj into qkv_proj; parts are resolved by us.
-        parent, dot, _ = str(mapped).rpartition(".")
-        return parent + dot + target.rpartition(".")[2]
+    def target(written: str) -> str:
+        by_name = "." in written and not written.startswith("re:")
+        return translate(written) if by_name else written
 
     data = config.model_dump(mode="json")
-    data["ignore"] = [translate(target) for target in config.ignore]
+    data["ignore"] = [target(written) for written in config.ignore]
     for name, group in config.groups.items():
-        data["groups"][name]["targets"] = [translate(t) for t in group.targets]
+        data["groups"][name]["targets"] = [target(t) for t in group.targets]
     return SparsityConfig.parse(data, source="sparsity config")

@@ -2,8 +2,9 @@
 
 A token is *decode* when its position is at or beyond the request's prompt: the model
 generated it. That depends on the request alone, so chunked prefill, mixed batches,
-prefix-cache hits, preemption and speculative drafts do not change it. Rows beyond the
-step's real tokens are *padding*.
+prefix-cache hits, preemption and speculative drafts do not change it. A configuration
+may keep a request's first token, at position 0, dense: it then has a code of its own.
+Rows beyond the step's real tokens are *padding*.
 
 The buffer is written once a step, before the forward pass and outside any CUDA graph;
 the sparse layers of that step read it, so graphs replay with the right values.
@@ -11,13 +12,46 @@ the sparse layers of that step read it, so graphs replay with the right values.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from nmsparse.config import Phase
 
-PADDING, PREFILL, DECODE = 0, 1, 2
-# What the op's integer argument means: sparsify tokens with this code, or all tokens.
-PHASE_CODES = {Phase.BOTH: 0, Phase.PREFILL: PREFILL, Phase.DECODE: DECODE}
+if TYPE_CHECKING:
+    from nmsparse.config import SparsityConfig
+
+# Codes of tokens: bits, so that a selection can name several.
+PADDING, PREFILL, DECODE, FIRST = 0, 1, 2, 4
+# What the ops' integer argument means: sparsify tokens with this code, all tokens (0),
+# or all but the first of a request.
+ALL, BUT_FIRST = 0, PREFILL | DECODE
+PHASE_CODES = {Phase.BOTH: ALL, Phase.PREFILL: PREFILL, Phase.DECODE: DECODE}
+
+
+def phase_code(config: SparsityConfig) -> int:
+    """Return the ops' argument: which codes an engine sparsifies."""
+    if config.phase is Phase.BOTH and config.dense_first_token:
+        return BUT_FIRST
+    return PHASE_CODES[config.phase]
+
+
+def selected_tokens(codes: torch.Tensor, phase: int) -> torch.Tensor:
+    """Return which real tokens are sparsified.
+
+    Args:
+        codes: ``[T]`` uint8.
+        phase: what :func:`phase_code` returned.
+
+    Returns:
+        ``[T]`` bool. With phase ``ALL`` padding may be sparsified as well; it is not
+        in here, because it is not counted.
+    """
+    if phase == ALL:
+        return codes != PADDING
+    if phase == BUT_FIRST:
+        return (codes & BUT_FIRST) != 0
+    return codes == phase
 
 
 class TokenPhases:
@@ -26,17 +60,21 @@ class TokenPhases:
     Args:
         max_tokens: most tokens a step can have, padding included.
         device: where the model runs.
+        mark_first: whether tokens at position 0 get the code FIRST.
 
     Attributes:
-        codes: ``[max_tokens]`` uint8, one of PADDING, PREFILL, DECODE.
-        totals: ``[3]`` int64, tokens seen in each phase (index = code).
+        codes: ``[max_tokens]`` uint8, one of PADDING, PREFILL, DECODE, FIRST.
+        totals: ``[5]`` int64, tokens seen with each code (index = code).
         tokens: on a CPU, tokens of this step; 0 in a dummy step.
     """
 
-    def __init__(self, max_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, max_tokens: int, device: torch.device, *, mark_first: bool = False
+    ) -> None:
         self.codes = torch.zeros(max_tokens, dtype=torch.uint8, device=device)
-        self.totals = torch.zeros(3, dtype=torch.int64, device=device)
-        self._kinds = torch.arange(3, dtype=torch.uint8, device=device)
+        self.totals = torch.zeros(FIRST + 1, dtype=torch.int64, device=device)
+        self._kinds = torch.arange(FIRST + 1, dtype=torch.uint8, device=device)
+        self._mark_first = mark_first
         self.tokens = 0
         self._code: int | None = PADDING
 
@@ -51,6 +89,8 @@ class TokenPhases:
         """
         tokens = positions.shape[0]
         codes = torch.where(positions >= prompt_lens, DECODE, PREFILL)
+        if self._mark_first:
+            codes = torch.where(positions == 0, FIRST, codes)
         self.codes[:tokens] = codes.to(torch.uint8)
         self.codes[tokens:] = PADDING
         self.totals += (codes == self._kinds[:, None]).sum(dim=1)
@@ -79,6 +119,26 @@ class TokenPhases:
         if self._code is not None:
             return self._code if real else PADDING
         return self._common(real)
+
+    def selects(self, rows: int, phase: int) -> bool | None:
+        """Return whether all of a layer's rows are sparsified, none, or some (None).
+
+        On CPUs only.
+
+        Args:
+            rows: of the layer's input.
+            phase: what :func:`phase_code` returned.
+        """
+        if phase == ALL:
+            return True
+        code = self.uniform(rows)
+        if code is not None:
+            return bool(code & phase)
+        if phase != BUT_FIRST:
+            return None
+        # Prompt and generated tokens may share a step and be sparse alike.
+        chosen = self.codes[: self.real(rows)].numpy() & phase
+        return True if chosen.all() else None
 
     def _common(self, tokens: int) -> int | None:
         """Return the code of the first tokens, None if they differ."""

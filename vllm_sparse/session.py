@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import os
 import weakref
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import get_current_vllm_config_or_none
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase
 
-from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.criteria import DEFAULT_CRITERION
 from nmsparse.dispatch import BACKEND_ENV, explain
-from nmsparse.packed_manifest import QUANT_METHOD as PACKED
 from nmsparse.pattern import NMPattern, Pattern
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
-from vllm_sparse import runner_hooks
 from vllm_sparse.checks import check_fits, refuse_unsupported
+from vllm_sparse.describe import describe, describe_share
 from vllm_sparse.execution import DEFAULT, Execution
 from vllm_sparse.method import SparseLinearMethod
-from vllm_sparse.names import model_class, to_vllm_names, with_parts
-from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, resolve_options
-from vllm_sparse.options import local_model_folder as find_folder
-from vllm_sparse.phases import PHASE_CODES, TokenPhases
+from vllm_sparse.names import model_class, to_vllm_names, translator, with_parts
+from vllm_sparse.options import Found
+from vllm_sparse.phases import TokenPhases, phase_code
 from vllm_sparse.state import LayerState
+from vllm_sparse.treatment.layer import Treatment, make_treatment
+from vllm_sparse.treatment.method import TreatedLinearMethod
+from vllm_sparse.treatment.source import ParameterSource
+from vllm_sparse.treatment.weights import PLAIN
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -43,36 +43,40 @@ class Session:
 
     Args:
         vllm_config: the engine's configuration.
-        config: what to sparsify.
-        source: where the configuration came from.
+        found: what to sparsify, and where that came from.
         execution: kernels and memory.
 
     Raises:
-        ConfigError: if the engine uses a feature that hides which tokens a layer sees.
+        ConfigError: if the engine uses a feature that hides which tokens a layer sees,
+            or if the parameters cannot be read.
     """
 
     def __init__(
-        self,
-        vllm_config: VllmConfig,
-        config: SparsityConfig,
-        source: str,
-        execution: Execution = DEFAULT,
+        self, vllm_config: VllmConfig, found: Found, execution: Execution = DEFAULT
     ) -> None:
         refuse_unsupported(vllm_config)
-        found = model_class(vllm_config)
+        model = model_class(vllm_config)
+        mapper = getattr(model, "hf_to_vllm_mapper", None)
         self.vllm_config = vllm_config
-        self.config = to_vllm_names(config, getattr(found, "hf_to_vllm_mapper", None))
-        self.source = source
+        self.config = to_vllm_names(found.config, mapper)
+        self.source = found.source
         self.execution = execution
         self.layers: list[LayerState] = []
-        self._packed = getattr(found, "packed_modules_mapping", None) or {}
+        self._packed = getattr(model, "packed_modules_mapping", None) or {}
         self._resolver = Resolver(self.config)
+        self._parameters = ParameterSource.read(
+            self.config, found.folder, translator(mapper)
+        )
         self._loaded = False
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.device(vllm_config.device_config.device)
-        self.phases = TokenPhases(tokens + _PADDING_TOKENS, device)
+        self._phase = phase_code(self.config)
+        self.phases = TokenPhases(
+            tokens + _PADDING_TOKENS,
+            device,
+            mark_first=self.config.dense_first_token,
+        )
         self._why_no_kernels = self._kernel_problem()
-        runner_hooks.install(find_phases, prepare_session)
 
     def attach(self, layer: LinearBase) -> None:
         """Decide about a layer that was just built, and wrap its method if sparse.
@@ -91,10 +95,11 @@ class Session:
             state.name = f"draft.{state.name}"
         first = not self.layers
         self.layers.append(state)
-        if self._owns_weight(layer, state.pattern, state.criterion):
-            self._own(layer, state)
+        treatment = self._treat(layer, names, resolution, state)
+        if self._owns_weight(layer, state.pattern, treatment):
+            self._own(layer, state, treatment)
         elif state.pattern is not None:
-            self._wrap(layer, state)
+            self._wrap(layer, state, treatment)
         elif first:
             # Some layer must notice that loading ended, even if none is sparse.
             _call_after_load(layer, self._after_load)
@@ -109,8 +114,10 @@ class Session:
         if activation is not None:
             shards = layer.input_size // k_local
             check_fits(layer.prefix, activation.pattern, layer.input_size, shards)
+            plain = activation.criterion == DEFAULT_CRITERION
+            plain = plain and not activation.mitigation
             chosen = explain(
-                "sparsify",
+                "sparsify" if plain else "online",
                 device=self.phases.codes.device.type,
                 dtype=str(layer.params_dtype).removeprefix("torch."),
                 pattern=activation.pattern,
@@ -124,6 +131,7 @@ class Session:
             out_features=layer.output_size,
             pattern=activation.pattern if activation else None,
             criterion=activation.criterion if activation else None,
+            mitigation=activation.mitigation if activation else (),
             backend=backend,
             reason=reason,
             weight_pattern=str(weight.pattern) if weight else None,
@@ -144,15 +152,57 @@ class Session:
                 known.add(module.prefix)
                 self.layers.append(self._describe(module, Resolution(None, reason)))
 
-    def _wrap(self, layer: LinearBase, state: LayerState) -> None:
+    def _treat(
+        self,
+        layer: LinearBase,
+        names: list[str],
+        resolution: Resolution,
+        state: LayerState,
+    ) -> Treatment | None:
+        """Return what a layer does beyond magnitude, and note it in its state."""
+        parts = self._parameters.take(names)
+        activation = resolution.group.activation if resolution.group else None
+        if activation is None:
+            return None
+        treatment = make_treatment(
+            layer,
+            activation,
+            parts,
+            device=self.phases.codes.device,
+            file=self._parameters.file,
+        )
+        if treatment is None:
+            return None
+        state.parameters = treatment.origin
+        state.extra_weights = treatment.extra_weights
+        if treatment.batch_dependent:
+            logger.warning_once(
+                "vllm-sparse: criterion %s scores channels over all tokens of a step: "
+                "the answer to a request then depends on the requests beside it and on "
+                "how prompts are cut into steps. Other criteria look at one token.",
+                activation.criterion,
+            )
+        return treatment
+
+    def _wrap(
+        self, layer: LinearBase, state: LayerState, treatment: Treatment | None
+    ) -> None:
         assert state.pattern is not None
-        assert state.criterion is not None
         device = self.phases.codes.device
         state.counters = torch.zeros(2, dtype=torch.int64, device=device)
         # Buffers, so that torch.compile takes them as graph inputs; not persistent,
         # so that weight loading does not look for them.
         layer.register_buffer("vllm_sparse_codes", self.phases.codes, persistent=False)
         layer.register_buffer("vllm_sparse_counters", state.counters, persistent=False)
+        if treatment is not None:
+            layer.quant_method = TreatedLinearMethod(
+                layer.quant_method,
+                layer=layer,
+                treatment=treatment,
+                phase=self._phase,
+                after_load=self._after_load,
+            )
+            return
         # K on this rank: a shard for row-parallel layers.
         k_local = getattr(layer, "input_size_per_partition", layer.input_size)
         kept, group = state.pattern.group(k_local)
@@ -160,8 +210,9 @@ class Session:
             layer.quant_method,
             kept=kept,
             group=group,
-            phase=PHASE_CODES[self.config.phase],
-            criterion=state.criterion,
+            phase=self._phase,
+            # Without a treatment: what keeps all is no choice, whatever its name.
+            criterion=DEFAULT_CRITERION,
             after_load=self._after_load,
         )
 
@@ -184,7 +235,7 @@ class Session:
         return status.reason
 
     def _owns_weight(
-        self, layer: LinearBase, pattern: Pattern | None, criterion: str | None
+        self, layer: LinearBase, pattern: Pattern | None, treatment: Treatment | None
     ) -> bool:
         if self._why_no_kernels is not None or self._loaded:
             return False
@@ -192,12 +243,14 @@ class Session:
             kept, group = pattern.group(layer.input_size)
             if kept == group:  # nothing to gain
                 return False
-        if criterion not in (None, "magnitude"):  # the kernels know no other
-            return False
+        if treatment is not None and treatment.batch_dependent:
+            return False  # the kernels choose token by token
         plain = type(layer.quant_method).__name__
-        return plain in _OWNABLE and layer.params_dtype in _DTYPES
+        return plain in PLAIN and layer.params_dtype in _DTYPES
 
-    def _own(self, layer: LinearBase, state: LayerState) -> None:
+    def _own(
+        self, layer: LinearBase, state: LayerState, treatment: Treatment | None
+    ) -> None:
         """Let the layer keep its weight in the layouts of our kernels."""
         from vllm_sparse.cpu.linear import Selection
         from vllm_sparse.cpu.method import CpuLinearMethod
@@ -209,7 +262,7 @@ class Session:
             state.counters = counters
             k_local = getattr(layer, "input_size_per_partition", layer.input_size)
             pattern = NMPattern(*state.pattern.group(k_local))
-            selection = Selection(pattern, PHASE_CODES[self.config.phase])
+            selection = Selection(pattern, self._phase, treatment)
 
         def loaded(linear: CpuLinear | None) -> None:
             if linear is not None:
@@ -249,24 +302,24 @@ class Session:
         if self._loaded:
             return
         self._loaded = True
-        if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
-            self._resolver.check_targets()
         sparse = [layer for layer in self.layers if layer.pattern is not None]
         if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
+            self._resolver.check_targets()
+            self._parameters.check_used()
             require_sparse_layers(self.config, len(sparse), len(self.layers))
         logger.info(
-            "vllm-sparse: %d of %d linear layers sparsify their input (%s; phase %s; "
-            "from %s)",
+            "vllm-sparse: %d of %d linear layers sparsify their input (%s; %s; from "
+            "%s)%s",
             len(sparse),
             len(self.layers),
             ", ".join(sorted({f"{x.pattern} by {x.backend}" for x in sparse})) or "-",
-            self.config.phase.value,
+            describe(self.config),
             self.source,
+            describe_share([x.read for x in sparse if x.read is not None]),
         )
 
 
-# Methods whose layer has a dense weight until it is processed, and their dtypes.
-_OWNABLE = ("UnquantizedLinearMethod", "PackedLinearMethod")
+# What our kernels read.
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -288,86 +341,3 @@ def _call_after_load(layer: LinearBase, callback: Any) -> None:
         callback()
 
     method.process_weights_after_loading = process_weights_after_loading
-
-
-# Sessions by identity of an engine's compilation configuration. vLLM builds nested text
-# models and drafts under copies of its configuration, but all of them share this part,
-# in which attention layers register themselves. It is kept, so no identity comes twice.
-_SESSIONS: dict[int, Session] = {}
-_INACTIVE: dict[int, Any] = {}
-
-
-def find_session(vllm_config: Any) -> Session | None:
-    """Return the session of an engine in this process, None if it is not active."""
-    return _SESSIONS.get(id(vllm_config.compilation_config))
-
-
-def find_phases(vllm_config: Any) -> TokenPhases | None:
-    """Return the token phases of an engine in this process."""
-    session = find_session(vllm_config)
-    return session.phases if session else None
-
-
-def prepare_session(vllm_config: Any, model: torch.nn.Module) -> None:
-    """Let the engine's session measure, when its model is loaded."""
-    session = find_session(vllm_config)
-    if session is not None:
-        session.prepare(model)
-
-
-def current_session() -> Session | None:
-    """Return the session of the engine being built, making it at its first layer.
-
-    Raises:
-        ConfigError: if the engine's sparsity configuration cannot be used.
-    """
-    vllm_config = get_current_vllm_config_or_none()
-    if vllm_config is None or vllm_config.model_config is None:
-        return None
-    key = id(vllm_config.compilation_config)
-    if key in _INACTIVE:
-        return None
-    session = _SESSIONS.get(key) or _make_session(vllm_config)
-    if session is None:
-        _INACTIVE[key] = vllm_config.compilation_config
-        return None
-    _SESSIONS[key] = session
-    _sign(vllm_config, session.config.fingerprint)
-    return session
-
-
-def _make_session(vllm_config: VllmConfig) -> Session | None:
-    extra = vllm_config.additional_config
-    options = extra.get(OPTIONS_KEY) if isinstance(extra, dict) else None
-    if options is not None and not isinstance(options, dict):
-        raise ConfigError(
-            f"additional_config[{OPTIONS_KEY!r}] is {options!r}. Expected an object, "
-            'for example {"activation_sparsity": "8:16"}.'
-        )
-    model = vllm_config.model_config
-    folder: Path | None = find_folder(model.model, model.revision)
-    found = resolve_options(options, folder)
-    packed = getattr(model, "quantization", None) == PACKED
-    if found is None and packed and (options or {}).get("enabled", True):
-        # A packed folder wants its kernels without being asked.
-        found = SparsityConfig(), "packed checkpoint"
-    execution = Execution.parse(options or {}, f"additional_config[{OPTIONS_KEY!r}]")
-    return None if found is None else Session(vllm_config, *found, execution)
-
-
-def _sign(vllm_config: VllmConfig, fingerprint: str) -> None:
-    """Make the resolved configuration part of vLLM's compile-cache key.
-
-    vLLM hashes ``additional_config`` into the key, and compiled code bakes in patterns
-    and phase, which may come from elsewhere (a sidecar).
-    """
-    extra = vllm_config.additional_config
-    if not isinstance(extra, dict):
-        raise ConfigError(
-            f"additional_config is a {type(extra).__name__}. Expected a dict: "
-            "activation sparsity records its fingerprint in it."
-        )
-    options = extra.get(OPTIONS_KEY) or {}
-    if options.get(FINGERPRINT) != fingerprint:
-        signed = {**options, FINGERPRINT: fingerprint}
-        vllm_config.additional_config = {**extra, OPTIONS_KEY: signed}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 
 from nmsparse.pattern import Pattern
 from vllm_sparse.custom_ops import ELEMENTS, NONZEROS
+from vllm_sparse.describe import WeightsRead
 
 if TYPE_CHECKING:
     from vllm_sparse.cpu.linear import CpuLinear
@@ -25,6 +26,8 @@ class LayerReport(TypedDict):
     out_features: int
     pattern: str | None
     criterion: str | None
+    mitigation: list[str]
+    parameters: dict[str, str]
     backend: str
     reason: str
     weight_pattern: str | None
@@ -36,6 +39,7 @@ class LayerReport(TypedDict):
     calls: dict[str, int]
     weight_sparsity: float | None
     extra_bytes: int
+    extra_weights: int
 
 
 def _none() -> None:
@@ -58,6 +62,11 @@ class LayerState:
         weight_pattern: what the pruner recorded for the weights.
         k_sharded: whether K is split over tensor-parallel ranks.
         counters: ``[2]`` int64 on the device, elements and non-zeros; None if dense.
+        mitigation: what reduces the error of the selection.
+        parameters: name of a fitted tensor to where it comes from: the parameters
+            file, or ``weight``.
+        extra_weights: elements that are read beside the weight's (low rank), of the
+            whole layer.
         find_linear: gives the layer's own kernels and weight copies; None if vLLM runs
             it, or when the engine is gone.
     """
@@ -73,12 +82,23 @@ class LayerState:
     weight_pattern: str | None
     k_sharded: bool
     counters: torch.Tensor | None
+    mitigation: tuple[str, ...] = ()
+    parameters: dict[str, str] = field(default_factory=dict)
+    extra_weights: int = 0
     find_linear: Callable[[], CpuLinear | None] = _none
 
     @property
     def linear(self) -> CpuLinear | None:
         """The layer's own kernels and weight copies; None if vLLM runs it."""
         return self.find_linear()
+
+    @property
+    def read(self) -> WeightsRead | None:
+        """What of the weight a sparsified token reads; None if dense."""
+        if self.pattern is None:
+            return None
+        elements = self.in_features * self.out_features
+        return WeightsRead(elements, self.pattern.density, self.extra_weights)
 
     @property
     def kind(self) -> str:
@@ -98,6 +118,8 @@ def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
         out_features=state.out_features,
         pattern=None if state.pattern is None else str(state.pattern),
         criterion=state.criterion,
+        mitigation=list(state.mitigation),
+        parameters=dict(state.parameters),
         backend=state.backend,
         reason=state.reason,
         weight_pattern=state.weight_pattern,
@@ -109,6 +131,7 @@ def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
         calls=dict(linear.calls) if linear else {},
         weight_sparsity=linear.weights.sparsity if linear else None,
         extra_bytes=linear.weights.nbytes if linear else 0,
+        extra_weights=state.extra_weights,
     )
 
 

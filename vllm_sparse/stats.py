@@ -12,7 +12,10 @@ STATS_METHOD = "vllm_sparse_stats"
 
 
 class RankStats(TypedDict):
-    """One worker's statistics: plain values only."""
+    """One worker's statistics: plain values only.
+
+    ``dense_first`` of the prefill tokens were first of a request and kept dense.
+    """
 
     rank: int
     phase: str
@@ -20,6 +23,7 @@ class RankStats(TypedDict):
     fingerprint: str
     config: dict[str, Any]
     tokens: dict[str, int]
+    dense_first: int
     layers: list[LayerReport]
 
 
@@ -30,8 +34,8 @@ def collect(worker: Any) -> RankStats | None:
         worker: a vLLM worker (``WorkerBase``).
     """
     # Here, so that processes that only register the method do not load all of it.
-    from vllm_sparse.phases import DECODE, PREFILL
-    from vllm_sparse.session import find_session
+    from vllm_sparse.engines import find_session
+    from vllm_sparse.phases import DECODE, FIRST, PREFILL
     from vllm_sparse.state import layer_report, read_counters
 
     session = find_session(worker.vllm_config)
@@ -40,6 +44,7 @@ def collect(worker: Any) -> RankStats | None:
     session.add_unseen(worker.get_model())
     config: SparsityConfig = session.config
     totals = session.phases.totals.tolist()
+    first = totals[FIRST]
     counts = read_counters(session.layers)
     return RankStats(
         rank=worker.rank,
@@ -47,7 +52,8 @@ def collect(worker: Any) -> RankStats | None:
         source=session.source,
         fingerprint=config.fingerprint,
         config=config.model_dump(mode="json"),
-        tokens={"prefill": totals[PREFILL], "decode": totals[DECODE]},
+        tokens={"prefill": totals[PREFILL] + first, "decode": totals[DECODE]},
+        dense_first=first,
         layers=[
             layer_report(s, c) for s, c in zip(session.layers, counts, strict=True)
         ],

@@ -14,21 +14,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from nmsparse.config import Phase, SparsityConfig
+    from nmsparse.config import ParametersFile, Phase, SparsityConfig
     from nmsparse.dispatch import explain
     from nmsparse.keep import select_keep, verify
     from nmsparse.native.memory import k_major
     from nmsparse.ops.linear import linear
+    from nmsparse.ops.online import Online, online_linear, sparsify_online
     from nmsparse.ops.packed import packed_linear
     from nmsparse.ops.sparsify import Correction, compact, sparsify
     from nmsparse.packed import PackedWeight
+    from nmsparse.parameters import Parameters, read_parameters, write_parameters
     from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
     from nmsparse.sidecar import SIDECAR_NAME, read_sidecar, write_sidecar
 
 _EXPORTS = {
     "Correction": "nmsparse.ops.sparsify",
     "NMPattern": "nmsparse.pattern",
+    "Online": "nmsparse.ops.online",
     "PackedWeight": "nmsparse.packed",
+    "Parameters": "nmsparse.parameters",
+    "ParametersFile": "nmsparse.config",
     "Pattern": "nmsparse.pattern",
     "Phase": "nmsparse.config",
     "SIDECAR_NAME": "nmsparse.sidecar",
@@ -38,12 +43,16 @@ _EXPORTS = {
     "explain": "nmsparse.dispatch",
     "k_major": "nmsparse.native.memory",
     "linear": "nmsparse.ops.linear",
+    "online_linear": "nmsparse.ops.online",
     "packed_linear": "nmsparse.ops.packed",
     "parse_pattern": "nmsparse.pattern",
+    "read_parameters": "nmsparse.parameters",
     "read_sidecar": "nmsparse.sidecar",
     "select_keep": "nmsparse.keep",
     "sparsify": "nmsparse.ops.sparsify",
+    "sparsify_online": "nmsparse.ops.online",
     "verify": "nmsparse.keep",
+    "write_parameters": "nmsparse.parameters",
     "write_sidecar": "nmsparse.sidecar",
 }
 
@@ -51,7 +60,10 @@ __all__ = [
     "SIDECAR_NAME",
     "Correction",
     "NMPattern",
+    "Online",
     "PackedWeight",
+    "Parameters",
+    "ParametersFile",
     "Pattern",
     "Phase",
     "SparsityConfig",
@@ -60,12 +72,16 @@ __all__ = [
     "explain",
     "k_major",
     "linear",
+    "online_linear",
     "packed_linear",
     "parse_pattern",
+    "read_parameters",
     "read_sidecar",
     "select_keep",
     "sparsify",
+    "sparsify_online",
     "verify",
+    "write_parameters",
     "write_sidecar",
 ]
 

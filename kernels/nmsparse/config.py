@@ -1,7 +1,8 @@
 """``SparsityConfig``: the contract between the pruner, a model folder and the plugin.
 
 It says, per module, which sparsity applies: targets and ignore in compressed-tensors
-syntax, activation and weight patterns, the phase policy, and where the model came from.
+syntax, activation and weight patterns, criteria and mitigations, the phase policy, the
+file with learned parameters, and where the model came from.
 It is stored in a model folder as ``vllm_sparse_config.json`` (see ``sidecar.py``) and
 travels to vLLM's processes as JSON. No torch, no vLLM.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from enum import Enum
 from typing import Annotated, Any, TypeAlias
 
@@ -26,11 +28,13 @@ from pydantic import (
 )
 
 from nmsparse.criteria import DEFAULT_CRITERION, criteria
+from nmsparse.mitigation import check_mitigations
 from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
 from nmsparse.suggest import unknown
 from nmsparse.targets import DEFAULT_TARGETS, check_target
 
-SCHEMA_VERSION = 1
+# Version 1 had no mitigation, dense_first_token and parameters; it is still read.
+SCHEMA_VERSION = 2
 
 
 class ConfigError(ValueError):
@@ -77,6 +81,7 @@ class ActivationSparsity(_Strict):
 
     pattern: PatternField
     criterion: str = DEFAULT_CRITERION
+    mitigation: tuple[str, ...] = ()
 
     @field_validator("criterion")
     @classmethod
@@ -84,6 +89,18 @@ class ActivationSparsity(_Strict):
         if name not in criteria:
             raise ValueError(unknown("criterion", name, criteria))
         return name
+
+    @field_validator("mitigation")
+    @classmethod
+    def _one_mitigation_a_slot(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        check_mitigations(names)
+        return names
+
+    @property
+    def needs_parameters(self) -> bool:
+        """Whether it needs tensors from a parameters file."""
+        learned = any(item.parameters for item in check_mitigations(self.mitigation))
+        return learned or criteria.get(self.criterion).needs == "calibration"
 
 
 class WeightSparsity(_Strict):
@@ -106,6 +123,33 @@ class Group(_Strict):
         return tuple(check_target(target) for target in targets)
 
 
+class ParametersFile(_Strict):
+    """The file with learned parameters, in the folder of the configuration."""
+
+    file: str
+    sha256: str
+
+    @field_validator("file")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name in ("", ".", "..") or re.search(r"[/\\\x00]", name):
+            raise ValueError(
+                f"File name {name!r} is invalid. Expected the name of a file beside "
+                "the configuration, without directories."
+            )
+        return name
+
+    @field_validator("sha256")
+    @classmethod
+    def _hash(cls, digest: str) -> str:
+        if not re.fullmatch(r"[0-9a-f]{64}", digest):
+            raise ValueError(
+                f"Hash {digest!r} is invalid. Expected 64 hexadecimal digits in lower "
+                "case, the SHA-256 of the file."
+            )
+        return digest
+
+
 class SparsityConfig(_Strict):
     """The whole configuration of a model.
 
@@ -121,8 +165,11 @@ class SparsityConfig(_Strict):
     # Strict: "2" must not pass as a version that was not compared.
     schema_version: int = Field(default=SCHEMA_VERSION, strict=True)
     phase: Phase = Phase.DECODE
+    # The first token of a request is an attention sink: dense whatever the phase.
+    dense_first_token: bool = Field(default=False, strict=True)
     groups: dict[str, Group] = Field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    parameters: ParametersFile | None = None
     provenance: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="before")
@@ -144,7 +191,8 @@ class SparsityConfig(_Strict):
             raise ValueError(
                 f"schema_version {version} is invalid. Expected 1 or more."
             )
-        return version
+        # What was read from an older file is written as the version of today.
+        return SCHEMA_VERSION
 
     @field_validator("ignore")
     @classmethod
@@ -158,13 +206,18 @@ class SparsityConfig(_Strict):
         *,
         phase: Phase | str = Phase.DECODE,
         criterion: str = DEFAULT_CRITERION,
+        mitigation: tuple[str, ...] = (),
     ) -> SparsityConfig:
         """Return one activation pattern for all decoder linears.
 
         Raises:
-            ConfigError: if the pattern, phase or criterion is invalid.
+            ConfigError: if the pattern, phase, criterion or a mitigation is invalid.
         """
-        activation = {"pattern": pattern, "criterion": criterion}
+        activation = {
+            "pattern": pattern,
+            "criterion": criterion,
+            "mitigation": mitigation,
+        }
         group = {"targets": list(DEFAULT_TARGETS), "activation": activation}
         data = {"phase": phase, "groups": {"default": group}}
         return cls.parse(data, source="sparsity options")

@@ -115,6 +115,17 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
             _MASKED,
         ),
     ),
+    "online": (
+        Backend(
+            "cpu", "nmsparse.ops.online.cpu:sparsify_online_cpu", _refuse_cpu, _CPU
+        ),
+        Backend(
+            "reference",
+            "nmsparse.ops.online.reference:sparsify_online_reference",
+            _accept,
+            _MASKED,
+        ),
+    ),
     "linear": (
         Backend("cpu", "nmsparse.ops.linear.cpu:linear_cpu", _refuse_cpu, _CPU),
         Backend(

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nmsparse.config import Phase
 from offline_prune.errors import InputError, MissingDependencyError
 from offline_prune.evaluation.fidelity import fidelity
 from offline_prune.evaluation.generation import generation
+from offline_prune.evaluation.lines import lines_of
 from offline_prune.evaluation.load import LoadedModel, load_model
+from offline_prune.evaluation.online import (
+    POLICIES,
+    attach_sidecar,
+    online_result,
+    require_online,
+    under,
+)
 from offline_prune.evaluation.perplexity import perplexity
 from offline_prune.evaluation.texts import read_evaluation_text
 from offline_prune.evaluation.windows import windows_of
 from offline_prune.evaluation.zero_shot import zero_shot
+from offline_prune.online.emulation import Emulation
 from offline_prune.pipeline.source import locate
 from offline_prune.report.build import build_report
 from offline_prune.report.measurements import (
     EvaluationResult,
     FidelityResult,
     GenerationResult,
+    OnlineResult,
     PerplexityResult,
     TaskScore,
     ZeroShotResult,
@@ -46,6 +58,11 @@ class Measurements:
         limit: at most so many examples a task.
         prompts: text file, one prompt a line, for the length of answers.
         max_new_tokens: where an answer is cut.
+        online: whether to do what the sidecar says about activations.
+        phase: which tokens are sparsified then; ``both`` if None.
+        phases: whether all policies are measured on the text, not one phase.
+        continuation_tokens: of what the dense model generates, for each window; 0 not
+            to compare that.
     """
 
     text: Path | None = None
@@ -57,6 +74,15 @@ class Measurements:
     limit: int | None = None
     prompts: Path | None = None
     max_new_tokens: int = 256
+    online: bool = True
+    phase: Phase | None = None
+    phases: bool = False
+    continuation_tokens: int = 32
+
+    @property
+    def policies(self) -> tuple[str, ...]:
+        """What is measured on the text."""
+        return POLICIES if self.phases else ((self.phase or Phase.BOTH).value,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +100,7 @@ class Evaluated:
     def lines(self) -> Iterator[str]:
         """Yield the results for people, one line each."""
         for result in self.results:
-            if isinstance(result, PerplexityResult):
-                dense = "" if result.dense is None else f" (dense {result.dense:.4f})"
-                yield (
-                    f"perplexity {result.pruned:.4f}{dense} on {result.text}, "
-                    f"{result.windows} windows of {result.seq_len}"
-                )
-            elif isinstance(result, FidelityResult):
-                yield (
-                    f"KL to dense {result.kl:.4f} nats, same likeliest token "
-                    f"{result.top1_agreement:.2%}"
-                )
-            elif isinstance(result, ZeroShotResult):
-                for score in result.scores:
-                    dense = "" if score.dense is None else f" (dense {score.dense:.4f})"
-                    yield f"{score.task} {score.metric} {score.pruned:.4f}{dense}"
-            else:
-                yield f"mean answer {result.pruned_mean_tokens:.1f} tokens"
+            yield from lines_of(result)
 
 
 def evaluate(
@@ -99,8 +109,12 @@ def evaluate(
     dense: str | Path | None = None,
     measurements: Measurements,
     device: str = "cpu",
+    dtype: str = "auto",
 ) -> Evaluated:
     """Measure a folder, and record the results if it is one of ours.
+
+    Online sparsity of its sidecar is emulated. Tasks score prompts, so they are
+    measured with prompts sparsified, and refused where nothing would be.
 
     Args:
         folder: a pruned folder, dense or packed.
@@ -108,6 +122,7 @@ def evaluate(
             inputs by the same code.
         measurements: what to measure.
         device: where the models run.
+        dtype: what they run in: ``auto`` for each folder's own, or a name.
 
     Raises:
         InputError: if nothing is to be measured, or an input cannot be used.
@@ -119,21 +134,29 @@ def evaluate(
             "Nothing to measure. Expected a text, tasks or prompts: --text FILE, "
             "--tasks hellaswag or --prompts FILE."
         )
+    if measurements.tasks and measurements.phase is Phase.DECODE:
+        raise InputError(
+            "Tasks with phase decode: tasks score prompts, which would stay dense. "
+            "Expected phase both or prefill, or no tasks."
+        )
     # Read first: what cannot be recorded is not measured for an hour.
     record = read_results(path) if (path / RESULTS_NAME).is_file() else None
     text = read_evaluation_text(measurements.text) if measurements.text else None
     prompts = _prompts(measurements.prompts)
-    pruned = load_model(path, device=device)
+    pruned = load_model(path, device=device, dtype=dtype)
     base = locate(dense) if dense is not None else None
-    other = load_model(base, device=device) if base is not None else None
+    other = load_model(base, device=device, dtype=dtype) if base is not None else None
     tokenizer = _tokenizer(pruned, other, path)
+    online = attach_sidecar(pruned.model, path) if measurements.online else None
+    if measurements.phase is not None or measurements.phases:
+        require_online(online, path)
     found: list[EvaluationResult] = []
     if text is not None:
-        found += _text(text, pruned, other, tokenizer, measurements)
+        found += _text(text, pruned, other, tokenizer, measurements, online)
     if measurements.tasks:
-        found.append(_tasks(pruned, other, tokenizer, measurements))
+        found.append(_tasks(pruned, other, tokenizer, measurements, online))
     if prompts:
-        found.append(_answers(prompts, pruned, other, tokenizer, measurements))
+        found.append(_answers(prompts, pruned, other, tokenizer, measurements, online))
     if record is not None:
         # Measured again, it replaces what it was.
         again = {_what(result) for result in found}
@@ -152,10 +175,23 @@ def _text(
     dense: LoadedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     wanted: Measurements,
+    online: Emulation | None,
 ) -> list[EvaluationResult]:
     windows = windows_of(text, tokenizer, seq_len=wanted.seq_len, limit=wanted.windows)
     assert wanted.text is not None
     name = wanted.text_name or wanted.text.name
+    if online is not None:
+        return [
+            online_result(
+                pruned.model,
+                online,
+                windows=windows,
+                text=name,
+                policies=wanted.policies,
+                dense=dense.model if dense is not None else None,
+                continuation_tokens=wanted.continuation_tokens,
+            )
+        ]
     one = perplexity(pruned.model, windows)
     other = perplexity(dense.model, windows) if dense is not None else None
     results: list[EvaluationResult] = [
@@ -191,6 +227,7 @@ def _tasks(
     dense: LoadedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     wanted: Measurements,
+    online: Emulation | None,
 ) -> ZeroShotResult:
     def scored(model: LoadedModel) -> tuple[str, dict[tuple[str, str], TaskScore]]:
         done = zero_shot(
@@ -212,6 +249,8 @@ def _tasks(
         }
 
     backend, mine = scored(pruned)
+    if online is not None:
+        backend += ", online sparsity emulated"
     theirs = scored(dense)[1] if dense is not None else {}
     scores = []
     for key, score in mine.items():
@@ -229,26 +268,38 @@ def _answers(
     dense: LoadedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     wanted: Measurements,
+    online: Emulation | None,
 ) -> GenerationResult:
-    def length(model: LoadedModel) -> float:
+    def sparse(prompt_len: int) -> AbstractContextManager[object]:
+        if online is None:
+            return contextlib.nullcontext()
+        return under(online, (wanted.phase or Phase.BOTH).value, prompt_len)
+
+    def length(
+        model: LoadedModel,
+        within: Callable[
+            [int], AbstractContextManager[object]
+        ] = contextlib.nullcontext,
+    ) -> float:
         return generation(
             model.model,
             tokenizer,
             prompts=prompts,
             max_new_tokens=wanted.max_new_tokens,
+            within=within,
         ).mean_tokens
 
     return GenerationResult(
         prompts=len(prompts),
         max_new_tokens=wanted.max_new_tokens,
         dense_mean_tokens=length(dense) if dense is not None else None,
-        pruned_mean_tokens=length(pruned),
+        pruned_mean_tokens=length(pruned, sparse),
     )
 
 
 def _what(result: EvaluationResult) -> tuple[object, ...]:
     """Return what was measured, without its numbers."""
-    if isinstance(result, PerplexityResult | FidelityResult):
+    if isinstance(result, PerplexityResult | FidelityResult | OnlineResult):
         return result.kind, result.text, result.sha256, result.seq_len
     if isinstance(result, ZeroShotResult):
         examples = [

@@ -58,7 +58,7 @@ def fidelity(
         dense = WindowLogits(dense_model, window).chunks(len(window))
         pruned = WindowLogits(model, window).chunks(len(window))
         for (_, expected), (_, found) in zip(dense, pruned, strict=True):
-            _check_vocabularies(expected, found)
+            check_vocabularies(expected, found)
             found = found.to(expected.device)
             same += int((expected.argmax(-1) == found.argmax(-1)).sum())
             expected, found = expected.log_softmax(-1), found.log_softmax(-1)
@@ -71,7 +71,12 @@ def fidelity(
     return Fidelity(divergence / tokens, same / tokens, tokens, len(windows))
 
 
-def _check_vocabularies(expected: torch.Tensor, found: torch.Tensor) -> None:
+def check_vocabularies(expected: torch.Tensor, found: torch.Tensor) -> None:
+    """Verify that two models speak of the same tokens.
+
+    Raises:
+        InputError: if their logits ``[c, vocabulary]`` differ in size.
+    """
     if expected.shape[-1] != found.shape[-1]:
         raise InputError(
             f"Fidelity: vocabularies of {expected.shape[-1]} and {found.shape[-1]} "

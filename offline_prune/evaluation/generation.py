@@ -6,7 +6,8 @@ while an evaluation takes six times as long (sgl-project/sglang#32414).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +47,7 @@ def generation(
     prompts: Sequence[str],
     max_new_tokens: int = 256,
     bos: Bos = "auto",
+    within: Callable[[int], AbstractContextManager[object]] = nullcontext,
 ) -> Generation:
     """Answer prompts greedily and count tokens.
 
@@ -55,6 +57,7 @@ def generation(
         prompts: texts.
         max_new_tokens: where an answer is cut.
         bos: whether a prompt begins with ``<bos>``.
+        within: returns what the model is called in, given the length of the prompt.
 
     Raises:
         InputError: if there is no prompt.
@@ -73,17 +76,33 @@ def generation(
             )
         content, _ = encoder.without_bos(encoder.encode(text))
         ids = torch.tensor([encoder.text_lead() + content], device=model.device)
-        output = model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
-            do_sample=False,
-            max_new_tokens=max_new_tokens,
-        )
-        answer = output[0, ids.shape[1] :].tolist()
+        with within(ids.shape[1]):
+            output = greedy(model, ids[0], max_new_tokens=max_new_tokens)
+        answer = output[ids.shape[1] :].tolist()
         new += len(answer)
         finished += bool(answer) and answer[-1] in _end_ids(model)
     count = len(prompts)
     return Generation(new / count, finished / count, count, max_new_tokens)
+
+
+def greedy(
+    model: PreTrainedModel, prompt: torch.Tensor, *, max_new_tokens: int
+) -> torch.Tensor:
+    """Return a prompt with the model's greedy continuation, int64 ``[T]``.
+
+    Args:
+        model: a causal language model of transformers, in evaluation mode.
+        prompt: int64 ``[P]``.
+        max_new_tokens: where the continuation is cut, if it does not end before.
+    """
+    ids = prompt.to(model.device)[None]
+    output: torch.Tensor = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+    )
+    return output[0]
 
 
 def _end_ids(model: PreTrainedModel) -> list[int]:

@@ -7,8 +7,8 @@ decoder runs once, and the head on a few of its outputs at a time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,29 +30,40 @@ class WindowLogits:
     Args:
         model: a causal language model of transformers.
         ids: int64 ``[T]``.
+        within: what the model is called in, online sparsity for example.
     """
 
-    def __init__(self, model: PreTrainedModel, ids: torch.Tensor) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids: torch.Tensor,
+        *,
+        within: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self._model = model
+        self._within = within
         self._ids = ids.to(model.device)[None]
         self._decoder = model.base_model
         parameters = inspect.signature(model.forward).parameters
         self._chunked = "logits_to_keep" in parameters and self._decoder is not model
         self._kept: list[Any] = []
 
-    def chunks(self, count: int) -> Iterator[tuple[slice, torch.Tensor]]:
+    def chunks(
+        self, count: int, *, start: int = 0
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
         """Yield the logits at the first ``count`` tokens.
 
         Args:
             count: at most T.
+            start: tokens at the beginning that are left out.
 
         Yields:
             Which tokens, and their logits, float32 ``[c, vocabulary]``.
         """
         config = self._model.config.get_text_config()
         rows = max(1, _ELEMENTS // config.vocab_size)
-        for start in range(0, count, rows):
-            part = slice(start, min(start + rows, count))
+        for first in range(start, count, rows):
+            part = slice(first, min(first + rows, count))
             yield part, self._logits(part)
 
     def _logits(self, part: slice) -> torch.Tensor:
@@ -70,7 +81,8 @@ class WindowLogits:
         return logits[part].float()
 
     def _call(self, **arguments: Any) -> Any:
-        return self._model(input_ids=self._ids, use_cache=False, **arguments)
+        with self._within():
+            return self._model(input_ids=self._ids, use_cache=False, **arguments)
 
     @contextmanager
     def _decoder_once(self) -> Iterator[None]:

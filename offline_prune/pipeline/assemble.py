@@ -28,6 +28,9 @@ OURS = (
     "report.md",
     "vllm_sparse_config.json",
     "vllm_sparse_provenance.json",
+    "vllm_sparse_parameters.st",
+    "calibration.json",
+    "calibration.md",
 )
 # Other forms of the dense weights: beside the pruned ones they would only mislead.
 _WEIGHTS = {".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"}

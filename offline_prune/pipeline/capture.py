@@ -81,6 +81,10 @@ class Capture:
             window: the token ids.
             hidden: ``[1, T, D]``, output of the last block.
         """
+        return self.logits_of(window, hidden)
+
+    def logits_of(self, window: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the same with whatever gradient ``hidden`` asks for."""
 
         def last(*args: Any, **kwargs: Any) -> Any:
             return self._as_block(hidden, window)

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +15,7 @@ from typing import Any
 import torch
 
 from offline_prune import __version__
-from offline_prune.calibration.data import (
-    CalibrationSet,
-    load_calibration,
-    split_held_out,
-)
+from offline_prune.calibration.data import CalibrationSet
 from offline_prune.checksum import sha256_of
 from offline_prune.config import PruneConfig
 from offline_prune.errors import InputError
@@ -36,12 +32,11 @@ from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.source import Source, locate, open_source
 from offline_prune.pipeline.store import Store
 from offline_prune.pipeline.targets import removed_by
+from offline_prune.pipeline.texts import Texts, calibration_set, needs_tokenizer
 from offline_prune.report.results import Results, read_results, write_results
 from offline_prune.staging import staged_folder
 
 logger = logging.getLogger(__name__)
-
-Texts = Sequence[str] | Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +94,9 @@ def run_prune(
     methods = Methods.of(config)
     data = bool(methods.needs) or methods.needs_data or config.profile
     with clock.stage("check"):
-        source = open_source(path, tokenizer=data and _needs_tokenizer(config, texts))
+        source = open_source(
+            path, tokenizer=data and needs_tokenizer(config.calibration, texts)
+        )
         if config.format == "bitmask":
             check_architecture(source.folder)
         check_space(target, 2 * source.folder.weight_bytes)
@@ -107,8 +104,11 @@ def run_prune(
     if data:
         with clock.stage("calibration text"):
             search = getattr(methods.allocator, "beta", 0.0) is None
-            calibration, held_out = _calibrate(
-                config, source, texts, HELD_OUT_WINDOWS if search else 0
+            calibration, held_out = calibration_set(
+                config.calibration,
+                source,
+                texts,
+                held_out=HELD_OUT_WINDOWS if search else 0,
             )
     skeleton = Skeleton.build(source, device=place)
     job = Job.prepare(
@@ -200,54 +200,6 @@ def _build(job: Job, store: Store, target: Path) -> Path:
 
 def _hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in sorted(folder.glob("*.safetensors"))}
-
-
-def _needs_tokenizer(config: PruneConfig, texts: Texts | None) -> bool:
-    if texts is not None:
-        return bool(texts) and isinstance(texts[0], str)
-    return config.calibration.source != "synthetic"
-
-
-def _calibrate(
-    config: PruneConfig, source: Source, texts: Texts | None, held_out: int
-) -> tuple[CalibrationSet, list[torch.Tensor]]:
-    tokenizer: Any = None
-    if _needs_tokenizer(config, texts):
-        from transformers import AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                source.path, trust_remote_code=False
-            )
-        except Exception as error:
-            # Whatever transformers raises is the finding.
-            text = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise InputError(
-                f"Model folder {source.path}: its tokenizer cannot be loaded ({text}). "
-                "Expected one: complete the folder, or calibrate on token ids."
-            ) from None
-    wanted = config.calibration
-    if held_out:
-        count = wanted.num_samples + held_out
-        wanted = wanted.model_copy(update={"num_samples": count})
-    found = load_calibration(
-        wanted, tokenizer, vocab_size=_vocabulary(source), texts=texts
-    )
-    if not held_out:
-        return found, []
-    used, rest = split_held_out(found, held_out)
-    return used, list(rest.windows)
-
-
-def _vocabulary(source: Source) -> int:
-    config = source.folder.config
-    inner = config.get("text_config") or {}
-    size = config.get("vocab_size") or inner.get("vocab_size")
-    if not isinstance(size, int):
-        raise InputError(
-            f"Model folder {source.path}: config.json has no vocab_size. Expected one."
-        )
-    return size
 
 
 def _fingerprint(

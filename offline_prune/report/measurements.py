@@ -105,8 +105,63 @@ class GenerationResult(Record):
     pruned_mean_tokens: Real
 
 
+class PolicyResult(Record):
+    """A model with online sparsity that treats some tokens as dense.
+
+    Attributes:
+        policy: ``dense`` (the reference), ``both``, ``prefill``, ``decode``, or
+            ``skip-first``: both, but for the first token.
+        perplexity: over whole windows.
+        decode_perplexity: over what is predicted at decode tokens, the second halves.
+        kl: mean over decode tokens of KL(dense || sparse), in nats.
+        top1_agreement: share of decode tokens where both find the same likeliest.
+        generated_kl: the same over what the dense model generated; None if it
+            generated nothing.
+        generated_top1_agreement: likewise.
+    """
+
+    policy: str
+    perplexity: Real
+    decode_perplexity: Real
+    kl: Real
+    top1_agreement: Share
+    generated_kl: Real | None = None
+    generated_top1_agreement: Share | None = None
+
+
+class OnlineResult(Record):
+    """Online sparsity, emulated with transformers, beside a dense model.
+
+    Attributes:
+        text: what people call the text.
+        sha256: of the token ids.
+        seq_len: tokens in a window.
+        prompt_len: tokens of a window that count as its prompt.
+        bos: whether every window begins with the token of the beginning.
+        reference: what is called dense: another model, or the same weights.
+        generated_tokens: predictions compared of what the dense model generated.
+        policies: one a policy, the reference first.
+    """
+
+    kind: Literal["online"] = "online"
+    text: str
+    sha256: str
+    seq_len: Count
+    prompt_len: Count
+    windows: Count
+    tokens: Count
+    bos: bool = False
+    reference: Literal["dense model", "same weights"]
+    generated_tokens: Count = 0
+    policies: list[PolicyResult] = Field(min_length=1)
+
+
 EvaluationResult: TypeAlias = Annotated[
-    PerplexityResult | FidelityResult | ZeroShotResult | GenerationResult,
+    PerplexityResult
+    | FidelityResult
+    | OnlineResult
+    | ZeroShotResult
+    | GenerationResult,
     Field(discriminator="kind"),
 ]
 

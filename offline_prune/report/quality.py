@@ -10,6 +10,7 @@ from offline_prune.report.measurements import (
     EvaluationResult,
     FidelityResult,
     GenerationResult,
+    OnlineResult,
     PerplexityResult,
     TaskScore,
     ZeroShotResult,
@@ -28,6 +29,7 @@ def quality_tables(evaluation: Sequence[EvaluationResult]) -> str:
         parts.append(_perplexity(perplexity))
     if fidelity:
         parts.append(_fidelity(fidelity))
+    parts += [_online(x) for x in evaluation if isinstance(x, OnlineResult)]
     parts += [_tasks(x) for x in evaluation if isinstance(x, ZeroShotResult)]
     if generation:
         parts.append(_generation(generation))
@@ -72,6 +74,38 @@ def _fidelity(results: Sequence[FidelityResult]) -> str:
     ]
     heads = ("Same predictions as dense on", "Tokens", "KL (nats)", "Same likeliest")
     return table(heads, rows)
+
+
+def _online(result: OnlineResult) -> str:
+    rows = [
+        (
+            x.policy,
+            number(x.perplexity),
+            number(x.decode_perplexity),
+            number(x.kl),
+            percent(x.top1_agreement),
+            number(x.generated_kl),
+            NONE
+            if x.generated_top1_agreement is None
+            else percent(x.generated_top1_agreement),
+        )
+        for x in result.policies
+    ]
+    heads = (
+        f"Online sparsity on {result.text}",
+        "Perplexity",
+        "of decode tokens",
+        "KL (nats)",
+        "Same likeliest",
+        "KL, generated",
+        "Same, generated",
+    )
+    return (
+        table(heads, rows)
+        + f"\n\nEmulated with transformers: {result.windows} windows of "
+        f"{result.seq_len} tokens, decode tokens from {result.prompt_len} on; dense is "
+        f"the {result.reference}."
+    )
 
 
 def _tasks(result: ZeroShotResult) -> str:

@@ -13,21 +13,31 @@ from nmsparse.pattern import NMPattern, Unstructured
 from nmsparse.targets import DEFAULT_TARGETS
 
 FULL = {
-    "schema_version": 1,
+    "schema_version": 2,
     "phase": "both",
+    "dense_first_token": True,
     "groups": {
         "mlp": {
             "targets": ["re:.*mlp.*", "Linear"],
-            "activation": {"pattern": "8:16", "criterion": "magnitude"},
+            "activation": {
+                "pattern": "8:16",
+                "criterion": "wina",
+                "mitigation": ["l_pts", "var"],
+            },
             "weight": {"pattern": "2:4", "sparsity": 0.5},
         },
         "attention": {
             "targets": ["re:.*attn.*"],
-            "activation": {"pattern": "50%", "criterion": "magnitude"},
+            "activation": {
+                "pattern": "50%",
+                "criterion": "magnitude",
+                "mitigation": [],
+            },
             "weight": None,
         },
     },
     "ignore": ["lm_head"],
+    "parameters": {"file": "p.safetensors", "sha256": "0123456789abcdef" * 4},
     "provenance": {"tool": "offline-prune"},
 }
 
@@ -83,6 +93,42 @@ def test_defaults():
     assert config.groups == {}
     assert config.ignore == ()
 
+    assert config.dense_first_token is False
+    assert config.parameters is None
+
+
+def test_version_1_is_read_and_written_as_today():
+    old = {
+        "schema_version": 1,
+        "groups": {"g": {"targets": ["Linear"], "activation": {"pattern": "8:16"}}},
+    }
+    config = parse(old)
+    assert config.groups["g"].activation.mitigation == ()
+    assert json.loads(config.to_json())["schema_version"] == SCHEMA_VERSION == 2
+    again = parse(json.loads(config.to_json()))
+    assert again == config == parse(old | {"schema_version": 2})
+    assert again.fingerprint == config.fingerprint
+
+
+def test_version_3_is_refused():
+    with pytest.raises(ConfigError, match=r"schema_version 3 is newer .* at most 2"):
+        parse({"schema_version": 3})
+
+
+@pytest.mark.parametrize(
+    ("criterion", "mitigation", "needed"),
+    [
+        ("magnitude", [], False),
+        ("wina", ["d_pts", "var"], False),
+        ("second_order", [], True),
+        ("clact", ["var", "ls"], True),
+    ],
+)
+def test_what_needs_parameters(criterion, mitigation, needed):
+    data = {"pattern": "8:16", "criterion": criterion, "mitigation": mitigation}
+    groups = {"g": {"targets": ["Linear"], "activation": data}}
+    assert parse({"groups": groups}).groups["g"].activation.needs_parameters is needed
+
 
 def test_it_is_frozen():
     config = parse(FULL)
@@ -114,6 +160,28 @@ def test_it_is_frozen():
             "magnitud",
             r"criterion: Unknown criterion 'magnitud'\. Did you mean: magnitude\?",
         ),
+        (
+            "groups.mlp.activation.mitigation",
+            ["l_pts", "vra"],
+            r"activation\.mitigation: Unknown mitigation 'vra'\. Did you mean: var\?",
+        ),
+        (
+            "groups.mlp.activation.mitigation",
+            ["d_pts", "var", "l_pts"],
+            r"mitigation: Mitigations d_pts and l_pts both take the slot shift\. Exp",
+        ),
+        ("groups.mlp.activation.mitigation", "var", r"mitigation: Input should be a"),
+        ("dense_first_token", "yes", r"dense_first_token: Input should be a valid boo"),
+        ("parameters.file", "../p", r"parameters\.file: File name '\.\./p' is invalid"),
+        ("parameters.file", "", r"parameters\.file: File name '' is invalid"),
+        ("parameters.file", "a\\b", r"parameters\.file: .*without directories"),
+        ("parameters.file", "..", r"parameters\.file: .*without directories"),
+        ("parameters.sha256", "12", r"parameters\.sha256: Hash '12' is invalid\. Exp"),
+        (
+            "parameters.sha",
+            "12",
+            r"parameters: Unknown key 'sha'\. Did you mean: sha256",
+        ),
         ("groups.mlp.targets", [], r"groups\.mlp\.targets: .*at least 1"),
         ("groups.mlp.targets", ["re:("], r"groups\.mlp\.targets: Target 're:\('"),
         ("groups.mlp.weight.sparsity", 1.5, r"weight\.sparsity: .*less than or equal"),
@@ -125,7 +193,7 @@ def test_it_is_frozen():
             rf"schema_version {SCHEMA_VERSION + 1} is newer .* Expected at most "
             rf"{SCHEMA_VERSION}: upgrade vllm-sparse",
         ),
-        ("schema_version", "2", "schema_version: .*valid integer"),
+        ("schema_version", "1", "schema_version: .*valid integer"),
         ("schema_version", 2.0, "schema_version: .*valid integer"),
         ("schema_version", 0, r"schema_version 0 is invalid\. Expected 1 or more"),
         ("schema_version", "one", "schema_version: .*valid integer"),
@@ -167,6 +235,12 @@ def test_no_object(data):
         ("ignore", []),
         ("groups.mlp.targets", ["Linear"]),
         ("groups.mlp.activation.pattern", "4:16"),
+        ("groups.mlp.activation.criterion", "magnitude"),
+        ("groups.mlp.activation.mitigation", []),
+        ("groups.mlp.activation.mitigation", ["s_pts", "var"]),
+        ("dense_first_token", False),
+        ("parameters", None),
+        ("parameters.sha256", "f" * 64),
         ("groups.mlp.activation", None),
         ("groups.attention.activation.pattern", "51%"),
         ("groups", {}),
@@ -214,6 +288,7 @@ def test_uniform(pattern):
         ({"pattern": "16:8"}, "sparsity options: .*16:8 is invalid"),
         ({"pattern": "8:16", "phase": "never"}, "sparsity options: phase: "),
         ({"pattern": "8:16", "criterion": "mag"}, "Unknown criterion 'mag'"),
+        ({"pattern": "8:16", "mitigation": ("va",)}, "Unknown mitigation 'va'"),
     ],
 )
 def test_uniform_refuses(arguments, message):

@@ -24,9 +24,10 @@ from nmsparse.ops.sparsify import compact, sparsify
 from nmsparse.packed import PackedWeight
 from nmsparse.pattern import NMPattern
 
-OPS = ("sparsify", "compact", "linear", "packed")
+OPS = ("sparsify", "compact", "online", "linear", "packed")
 COMPARISONS = [
-    f"tests/nmsparse/test_cpu_{name}.py" for name in OPS if name != "compact"
+    f"tests/nmsparse/test_cpu_{name}.py"
+    for name in ("sparsify", "correction", "online", "linear", "planned", "packed")
 ]
 
 

@@ -16,7 +16,7 @@ import pytest
 from nmsparse.native import build, isa
 from nmsparse.native.compiler import find_compiler
 
-STAND_IN = 'extern "C" int nms_abi_version(void) { return 1; }\n'
+STAND_IN = 'extern "C" int nms_abi_version(void) { return 2; }\n'
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None or sys.platform != "linux", reason="needs g++ on Linux"

@@ -22,6 +22,7 @@ def test_round_trip(tmp_path):
     assert json.loads(path.read_text())["groups"]["default"]["activation"] == {
         "pattern": "8:16",
         "criterion": "magnitude",
+        "mitigation": [],
     }
 
 

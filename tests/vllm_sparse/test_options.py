@@ -23,6 +23,11 @@ from vllm_sparse.options import (
 
 WHERE = r"additional_config\['vllm_sparse'\]"
 CONFIG = SparsityConfig.uniform("2:4", phase="both")
+FITTED = SparsityConfig.parse(
+    CONFIG.model_dump(mode="json")
+    | {"parameters": {"file": "fitted.safetensors", "sha256": "0" * 64}},
+    source="test",
+)
 
 
 def pattern_of(config):
@@ -36,31 +41,59 @@ def test_nothing_asked_for(options, tmp_path):
 
 
 def test_pattern():
-    config, source = resolve_options({"activation_sparsity": "8:16"}, None)
+    config, source, _ = resolve_options({"activation_sparsity": "8:16"}, None)
     assert config == SparsityConfig.uniform("8:16")
     assert source == "activation sparsity 8:16"
 
 
 def test_inline_configuration():
     data = CONFIG.model_dump(mode="json")
-    config, source = resolve_options({"config": data}, None)
+    config, source, _ = resolve_options({"config": data}, None)
     assert config == CONFIG
     assert source == "additional_config['vllm_sparse']"
 
 
 def test_file(tmp_path):
     path = write_sidecar(tmp_path, CONFIG)
-    assert resolve_options({"config_file": str(path)}, None) == (CONFIG, str(path))
+    found = resolve_options({"config_file": str(path)}, None)
+    assert found == (CONFIG, str(path), None)
 
 
 def test_sidecar(tmp_path):
     path = write_sidecar(tmp_path, CONFIG)
-    assert resolve_options(None, tmp_path) == (CONFIG, f"sidecar {path}")
+    assert resolve_options(None, tmp_path) == (CONFIG, f"sidecar {path}", None)
+
+
+def test_parameters_lie_beside_their_configuration(tmp_path, monkeypatch):
+    path = write_sidecar(tmp_path, FITTED)
+    assert resolve_options(None, tmp_path).folder == tmp_path
+    assert resolve_options({"config_file": str(path)}, None).folder == tmp_path
+    monkeypatch.chdir(tmp_path)
+    # Other processes may have another working directory.
+    assert resolve_options({"config_file": path.name}, None).folder == tmp_path
+    inline = {"config": FITTED.model_dump(mode="json"), "folder": str(tmp_path)}
+    assert resolve_options(inline, None).folder == tmp_path
+    for folder in ({}, {"folder": "beside"}, {"folder": 3}):
+        with pytest.raises(ConfigError, match=r"folder is .*Expected the absolute"):
+            resolve_options({"config": inline["config"], **folder}, tmp_path)
+
+
+def test_criterion_and_mitigation():
+    options = {"activation_sparsity": "8:16", "criterion": "wina"}
+    config, source, folder = resolve_options(
+        {**options, "mitigation": "d_pts, var"}, None
+    )
+    activation = config.groups["default"].activation
+    assert (activation.criterion, activation.mitigation) == ("wina", ("d_pts", "var"))
+    assert (source, folder) == ("activation sparsity 8:16", None)
+    given = {"activation_sparsity": "8:16", "mitigation": ["var"]}
+    activation = resolve_options(given, None).config.groups["default"].activation
+    assert (activation.criterion, activation.mitigation) == ("magnitude", ("var",))
 
 
 def test_an_explicit_source_wins_over_the_sidecar(tmp_path):
     write_sidecar(tmp_path, CONFIG)
-    config, source = resolve_options({"activation_sparsity": "8:16"}, tmp_path)
+    config, source, _ = resolve_options({"activation_sparsity": "8:16"}, tmp_path)
     assert pattern_of(config) == "8:16"
     assert config.phase is Phase.DECODE
     assert source == "activation sparsity 8:16"
@@ -82,7 +115,7 @@ def test_disabled_ignores_the_sidecar_and_every_other_key(tmp_path):
 
 def test_phase_overrides_only_the_phase(tmp_path):
     write_sidecar(tmp_path, CONFIG)
-    config, _ = resolve_options({"phase": "prefill"}, tmp_path)
+    config, *_ = resolve_options({"phase": "prefill"}, tmp_path)
     assert config.phase is Phase.PREFILL
     assert config.groups == CONFIG.groups
     assert config.ignore == CONFIG.ignore
@@ -97,7 +130,7 @@ def test_the_source_can_be_told():
 
 @pytest.mark.parametrize("name", ["sparse_weights", "dense_weights"])
 def test_weights_alone_activate_the_plugin(name):
-    config, source = resolve_options({name: "auto"}, None)
+    config, source, _ = resolve_options({name: "auto"}, None)
     assert config.groups == {}
     assert source == f"{name}: auto"
     assert resolve_options({name: "off"}, None) is None
@@ -178,6 +211,31 @@ def test_options_are_not_modified():
         ({"config_file": {}}, rf"{WHERE}\.config_file is {{}}\. Expected a string"),
         ({"activation_sparsity": "16:8"}, "16:8 is invalid.*number KEPT"),
         ({"config_file": "/no/such.json"}, r"/no/such\.json does not exist"),
+        (
+            {"activation_sparsity": "8:16", "criterion": "wnia"},
+            r"Unknown criterion 'wnia'\. Did you mean: wina\?",
+        ),
+        (
+            {"activation_sparsity": "8:16", "mitigation": "d_pts,l_pts"},
+            "d_pts and l_pts both take the slot shift",
+        ),
+        (
+            {"activation_sparsity": "8:16", "criterion": "second_order"},
+            rf"{WHERE}: second_order needs parameters .*`offline-prune calibrate`",
+        ),
+        (
+            {"activation_sparsity": "8:16", "mitigation": "var,ls"},
+            rf"{WHERE}: magnitude, var, ls needs .*`offline-prune calibrate`",
+        ),
+        ({"criterion": "wina"}, rf"{WHERE}\.criterion is set, but activation_sparsity"),
+        (
+            {"config": {}, "mitigation": "var"},
+            rf"{WHERE}\.mitigation is set, but activation_sparsity is not",
+        ),
+        (
+            {"activation_sparsity": "8:16", "folder": "/x"},
+            rf"{WHERE}\.folder is set, but config is not",
+        ),
         ({"config": "8:16"}, rf"{WHERE}\.config: Input should be a valid dictionary"),
         ({"config": {"fase": "both"}}, rf"{WHERE}\.config: Unknown key 'fase'"),
     ],
@@ -214,7 +272,7 @@ def test_folder_in_the_hub_cache(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def downloads(monkeypatch):
+def downloads(monkeypatch, tmp_path):
     """Record downloads; fail with the exception put at index 0, if any."""
     calls = []
     failure = []
@@ -223,6 +281,7 @@ def downloads(monkeypatch):
         calls.append((model, name, revision))
         if failure:
             raise failure[0]
+        return str(tmp_path / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -237,6 +296,17 @@ def test_download(downloads, tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert download_sidecar("org/name") is None
     assert len(calls) == 1
+
+
+def test_a_sidecar_brings_its_parameters(downloads, tmp_path):
+    calls, _ = downloads
+    write_sidecar(tmp_path, FITTED)
+    assert download_sidecar("org/name", "v1") is None
+    assert [name for _, name, _ in calls] == [SIDECAR_NAME, "fitted.safetensors"]
+    # Whoever uses the sidecar reports what is wrong with it.
+    (tmp_path / SIDECAR_NAME).write_text("{")
+    assert download_sidecar("org/name", "v1") is None
+    assert len(calls) == 3
 
 
 @pytest.mark.parametrize("error", [EntryNotFoundError, HFValidationError])

@@ -7,8 +7,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmsparse.config import Phase
-from vllm_sparse.phases import DECODE, PADDING, PHASE_CODES, PREFILL, TokenPhases
+from nmsparse.config import Phase, SparsityConfig
+from vllm_sparse.phases import (
+    ALL,
+    BUT_FIRST,
+    DECODE,
+    FIRST,
+    PADDING,
+    PHASE_CODES,
+    PREFILL,
+    TokenPhases,
+    phase_code,
+    selected_tokens,
+)
 
 CPU = torch.device("cpu")
 
@@ -34,7 +45,7 @@ def test_everything_is_padding_at_first():
     phases = TokenPhases(4, CPU)
     assert phases.codes.tolist() == [PADDING] * 4
     assert phases.codes.dtype is torch.uint8
-    assert phases.totals.tolist() == [0, 0, 0]
+    assert phases.totals.tolist() == [0] * (FIRST + 1)
 
 
 @pytest.mark.parametrize(
@@ -79,10 +90,10 @@ def test_totals_add_up_and_clear_keeps_them():
     phases = TokenPhases(8, CPU)
     publish(phases, (3, 0, 3), (2, 4, 1))
     publish(phases, (3, 3, 1), (2, 5, 1))
-    assert phases.totals.tolist() == [0, 3, 3]
+    assert phases.totals.tolist() == [0, 3, 3, 0, 0]
     phases.clear()
     assert phases.codes.tolist() == [PADDING] * 8
-    assert phases.totals.tolist() == [0, 3, 3]
+    assert phases.totals.tolist() == [0, 3, 3, 0, 0]
 
 
 def test_buffers_stay_where_layers_and_graphs_hold_them():
@@ -159,5 +170,71 @@ def test_chunks_give_the_codes_of_the_whole(prompt, tokens, data):
     while start < tokens:
         size = data.draw(st.integers(1, tokens - start))
         chunks += publish(TokenPhases(size, CPU), (prompt, start, size))
+        start += size
+    assert chunks == whole
+
+
+# -- a dense first token --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("dense_first", [False, True])
+def test_the_ops_argument(phase, dense_first):
+    data = {"phase": phase, "dense_first_token": dense_first}
+    code = phase_code(SparsityConfig.parse(data, source="test"))
+    # The first token is of a prompt, so decode never selects it.
+    both = BUT_FIRST if dense_first else ALL
+    assert code == (both if phase is Phase.BOTH else PHASE_CODES[phase])
+
+
+def test_position_zero_has_a_code_of_its_own():
+    phases = TokenPhases(8, CPU, mark_first=True)
+    codes = publish(phases, (3, 0, 4), (2, 1, 2))
+    assert codes == [FIRST, PREFILL, PREFILL, DECODE, PREFILL, DECODE, PADDING, PADDING]
+    assert phases.totals.tolist() == [0, 3, 2, 0, 1]
+    expected = {
+        ALL: [True] * 6 + [False] * 2,
+        PREFILL: [False, True, True, False, True, False, False, False],
+        DECODE: [False, False, False, True, False, True, False, False],
+        BUT_FIRST: [False] + [True] * 5 + [False] * 2,
+    }
+    for phase, rows in expected.items():
+        assert selected_tokens(phases.codes, phase).tolist() == rows
+
+
+@given(REQUESTS, st.integers(0, 600), st.sampled_from([PREFILL, DECODE, BUT_FIRST]))
+@settings(deadline=None)
+def test_what_rows_are_selected_is_what_the_op_selects(requests, rows, phase):
+    phases = TokenPhases(512, CPU, mark_first=True)
+    codes = torch.tensor(publish(phases, *requests), dtype=torch.uint8)
+    chosen = selected_tokens(codes[: phases.real(rows)], phase)
+    answer = phases.selects(rows, phase)
+    assert phases.selects(rows, ALL) is True
+    if answer is None:
+        assert not chosen.all()
+    else:
+        assert chosen.all() == answer or not len(chosen)
+
+
+def test_prompt_and_generated_tokens_are_sparse_alike_in_one_step():
+    phases = TokenPhases(8, CPU, mark_first=True)
+    publish(phases, (4, 1, 3), (2, 5, 1))
+    assert phases.uniform(4) is None
+    assert phases.selects(4, BUT_FIRST) is True
+    publish(phases, (4, 0, 4))
+    assert phases.selects(4, BUT_FIRST) is None
+    publish(phases, (1, 0, 1), (1, 0, 1))
+    assert phases.selects(2, BUT_FIRST) is False
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.data())
+@settings(deadline=None)
+def test_chunks_do_not_change_which_token_is_first(prompt, tokens, data):
+    whole = publish(TokenPhases(tokens, CPU, mark_first=True), (prompt, 0, tokens))
+    chunks, start = [], 0
+    while start < tokens:
+        size = data.draw(st.integers(1, tokens - start))
+        phases = TokenPhases(size, CPU, mark_first=True)
+        chunks += publish(phases, (prompt, start, size))
         start += size
     assert chunks == whole

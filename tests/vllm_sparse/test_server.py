@@ -192,14 +192,14 @@ def test_bad_sparsity_options_stop_before_the_engine(tiny_folder, flags, message
 
 def test_bad_models_stop_before_the_engine(tmp_path):
     newer = tiny.build("llama", tmp_path / "newer")
-    (newer / "vllm_sparse_config.json").write_text('{"schema_version": 2}')
+    (newer / "vllm_sparse_config.json").write_text('{"schema_version": 3}')
     stray = tiny.build("llama", tmp_path / "stray")
     target = "model.layers.7.mlp.down_proj"
     group = {"targets": [target], "activation": {"pattern": "8:16"}}
     (stray / "vllm_sparse_config.json").write_text(json.dumps({"groups": {"a": group}}))
     for folder, message in (
         (tmp_path / "missing", "does not exist. Expected a Hugging Face id"),
-        (newer, "schema_version 2 is newer than this vllm-sparse can read"),
+        (newer, "schema_version 3 is newer than this vllm-sparse can read"),
         (stray, f"unknown target {target!r}"),
     ):
         command = [sys.executable, "-m", "vllm_sparse", "serve", str(folder)]

@@ -11,9 +11,12 @@ from vllm.model_executor.layers.linear import LinearMethodBase
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.sidecar import write_sidecar
+from vllm_sparse import engines
 from vllm_sparse import session as module
+from vllm_sparse.engines import current_session, find_phases, find_session
 from vllm_sparse.method import SparseLinearMethod
-from vllm_sparse.session import Session, current_session, find_phases, find_session
+from vllm_sparse.options import Found
+from vllm_sparse.session import Session
 
 BLOCK = "model.layers.0"
 
@@ -56,10 +59,10 @@ def hooks(monkeypatch):
     installed = []
     monkeypatch.setattr(module, "model_class", lambda config: Model)
     monkeypatch.setattr(
-        module.runner_hooks, "install", lambda *hooks: installed.append(hooks)
+        engines.runner_hooks, "install", lambda *hooks: installed.append(hooks)
     )
-    monkeypatch.setattr(module, "_SESSIONS", {})
-    monkeypatch.setattr(module, "_INACTIVE", {})
+    monkeypatch.setattr(engines, "_SESSIONS", {})
+    monkeypatch.setattr(engines, "_INACTIVE", {})
     return installed
 
 
@@ -87,7 +90,7 @@ def engine(additional_config=None, model="nobody/nothing", **parallel):
 def make_session(config="8:16", **parallel):
     if isinstance(config, str):
         config = SparsityConfig.uniform(config)
-    return Session(engine(**parallel), config, "a test")
+    return Session(engine(**parallel), Found(config, "a test", None))
 
 
 def rules(ignore=(), phase="decode", **groups):
@@ -281,9 +284,8 @@ def test_features_that_hide_tokens_are_refused(parallel, message):
         make_session(**parallel)
 
 
-def test_the_buffer_holds_a_padded_step(hooks):
+def test_the_buffer_holds_a_padded_step():
     assert make_session().phases.codes.numel() >= 32 + 1024
-    assert hooks == [(find_phases, module.prepare_session)]
 
 
 @pytest.fixture
@@ -291,7 +293,7 @@ def building(monkeypatch):
     """Return a function that makes an engine the one being built."""
 
     def build(config):
-        monkeypatch.setattr(module, "get_current_vllm_config_or_none", lambda: config)
+        monkeypatch.setattr(engines, "get_current_vllm_config_or_none", lambda: config)
         return config
 
     return build
@@ -321,11 +323,12 @@ def test_no_session(building, config, hooks):
     assert hooks == []
 
 
-def test_one_session_an_engine(building):
+def test_one_session_an_engine(building, hooks):
     first, second = engine(dict(SPARSE)), engine(dict(SPARSE))
     building(first)
     session = current_session()
     assert current_session() is session
+    assert hooks == [(find_phases, engines.prepare_session)]
     building(second)
     assert current_session() is not session
     assert find_session(first) is session

@@ -52,6 +52,8 @@ def test_report_of_a_sparse_layer():
         "out_features": 64,
         "pattern": "8:16",
         "criterion": "magnitude",
+        "mitigation": [],
+        "parameters": {},
         "backend": "reference",
         "reason": "target Linear",
         "weight_pattern": "2:4",
@@ -63,6 +65,7 @@ def test_report_of_a_sparse_layer():
         "calls": {},
         "weight_sparsity": None,
         "extra_bytes": 0,
+        "extra_weights": 0,
     }
     assert json.loads(json.dumps(report)) == report
 

@@ -10,8 +10,7 @@ import torch
 
 from nmsparse.config import SparsityConfig
 from nmsparse.pattern import NMPattern
-from vllm_sparse import session as session_module
-from vllm_sparse import stats
+from vllm_sparse import engines, stats
 from vllm_sparse.phases import TokenPhases
 from vllm_sparse.state import LayerState
 
@@ -62,9 +61,7 @@ def worker(monkeypatch):
         rank=3, vllm_config=object(), get_model=lambda: model, unseen=unseen
     )
     found = {id(worker.vllm_config): session}
-    monkeypatch.setattr(
-        session_module, "find_session", lambda config: found.get(id(config))
-    )
+    monkeypatch.setattr(engines, "find_session", lambda config: found.get(id(config)))
     return worker
 
 

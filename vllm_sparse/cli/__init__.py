@@ -1,4 +1,4 @@
-"""The ``vllm-sparse`` command: ``serve`` and ``doctor``."""
+"""The ``vllm-sparse`` command: ``serve``, ``eval`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ _USAGE = f"""\
 vllm-sparse {__version__}: activation sparsity for vLLM
 
 usage: vllm-sparse serve MODEL [--activation-sparsity 8:16] [vLLM's own flags]
+       vllm-sparse eval MODEL --text FILE [--dense] [--phase both decode]
        vllm-sparse doctor [--json] [--model FOLDER]
        vllm-sparse --version
 
 serve    vLLM's OpenAI-compatible server with sparse linear layers
+eval     perplexity, decode fidelity and tasks through the engine, sparse and dense
 doctor   versions, hardware, which backends work and why the others do not; with
          --model, the memory of its layers
 
@@ -30,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vllm_sparse.cli.serve import serve
 
         return serve(arguments[1:])
+    if command == "eval":
+        from vllm_sparse.cli.eval import evaluate
+
+        return evaluate(arguments[1:])
     if command == "doctor":
         from vllm_sparse.cli.doctor import doctor
 

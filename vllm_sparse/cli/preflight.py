@@ -11,31 +11,44 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.parameters import PARAMETERS_NAME
 from nmsparse.resolve import Resolver, require_sparse_layers
 from vllm_sparse.checks import check_fits
+from vllm_sparse.cli.parameters import check_parameters
+from vllm_sparse.describe import WeightsRead
 from vllm_sparse.names import FUSED
+from vllm_sparse.treatment.source import ParameterSource
 
 if TYPE_CHECKING:
     import torch
 
+    from vllm_sparse.treatment.source import Part
+
 
 @dataclass(frozen=True, slots=True)
 class LinearShape:
-    """A linear layer: names (fused first), K, and whether tensor parallelism splits K.
+    """A linear layer.
 
-    ``row_parallel`` is None if transformers has no plan for the model.
+    Attributes:
+        names: the fused name first, then those of its parts.
+        in_features: K.
+        row_parallel: whether tensor parallelism splits K; None if transformers has no
+            plan for the model.
+        outputs: O of every part.
     """
 
     names: tuple[str, ...]
     in_features: int
     row_parallel: bool | None
+    outputs: tuple[int, ...] = ()
 
 
 def check_model_exists(model: str) -> None:
@@ -52,33 +65,58 @@ def check_model_exists(model: str) -> None:
         )
 
 
-def check_model(config: SparsityConfig, args: argparse.Namespace) -> None:
-    """Check targets and divisibility of every layer.
+def check_model(
+    config: SparsityConfig,
+    args: argparse.Namespace,
+    parameters: Mapping[str, Part] = MappingProxyType({}),
+) -> list[WeightsRead]:
+    """Check targets, divisibility and parameters of every layer.
+
+    Args:
+        config: what to sparsify.
+        args: of the command, which name the model.
+        parameters: fitted tensors by module name.
+
+    Returns:
+        What sparsified layers read; nothing if only vLLM knows the model.
 
     Raises:
         ConfigError: naming the layer or target, or the model if it cannot be found.
     """
     shapes = _model_shapes(args)
     if shapes is None:
-        return
-    sparse = 0
+        return []
+    source = ParameterSource(parameters, PARAMETERS_NAME)
+    read: list[WeightsRead] = []
     resolver = Resolver(config)
     tp = args.tensor_parallel_size or 1
     for shape in shapes:
         classes = ("Linear", "LinearBase", *_vllm_classes(shape))
         group = resolver.resolve(shape.names, classes).group
+        parts = source.take(shape.names)
         if group is None or group.activation is None:
             continue
-        sparse += 1
+        name, activation = shape.names[0], group.activation
         shards = tp if shape.row_parallel else 1
         if shape.in_features % shards == 0:  # or vLLM itself refuses this size
-            pattern = group.activation.pattern
-            check_fits(shape.names[0], pattern, shape.in_features, shards)
+            check_fits(name, activation.pattern, shape.in_features, shards)
+        extra = check_parameters(
+            name,
+            activation,
+            parts,
+            in_features=shape.in_features,
+            outputs=shape.outputs,
+        )
+        elements = shape.in_features * sum(shape.outputs)
+        read.append(WeightsRead(elements, activation.pattern.density, extra))
     resolver.check_targets()
-    require_sparse_layers(config, sparse, len(shapes))
+    source.check_used()
+    require_sparse_layers(config, len(read), len(shapes))
     sys.stderr.write(
-        f"vllm-sparse serve: {sparse} of {len(shapes)} linear layers will be sparse\n"
+        f"vllm-sparse serve: {len(read)} of {len(shapes)} linear layers will be "
+        "sparse\n"
     )
+    return read
 
 
 def _model_shapes(args: argparse.Namespace) -> list[LinearShape] | None:
@@ -137,38 +175,44 @@ def _note(reason: str) -> None:
 def linear_shapes(model: torch.nn.Module) -> Iterator[LinearShape]:
     """Yield every linear of a transformers model, fused as vLLM fuses them."""
     plan: dict[str, Any] = getattr(model, "tp_plan", None) or {}
-    siblings: dict[str, dict[str, int]] = defaultdict(dict)
+    siblings: dict[str, dict[str, tuple[int, int]]] = defaultdict(dict)
     # vLLM's head is no linear layer of its own, so no target reaches it.
     head = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
-        size = _in_features(module)
-        if size is not None and module is not head:
+        sizes = _sizes(module)
+        if sizes is not None and module is not head:
             parent, _, last = name.rpartition(".")
-            siblings[parent][last] = size
+            siblings[parent][last] = sizes
     for parent, children in siblings.items():
         prefix = f"{parent}." if parent else ""
         for fused, parts in FUSED.items():
             if all(part in children for part in parts):
                 names = (prefix + fused, *(prefix + part for part in parts))
-                yield LinearShape(names, children[parts[0]], row_parallel=False)
-                for part in parts:
-                    del children[part]
-        for child, size in children.items():
+                sizes_of_parts = [children.pop(part) for part in parts]
+                yield LinearShape(
+                    names,
+                    sizes_of_parts[0][0],
+                    row_parallel=False,
+                    outputs=tuple(outputs for _, outputs in sizes_of_parts),
+                )
+        for child, (size, outputs) in children.items():
             name = prefix + child
             row = any(
                 "row" in str(style) and fnmatchcase(name, wildcard)
                 for wildcard, style in plan.items()
             )
-            yield LinearShape((name,), size, row if plan else None)
+            yield LinearShape((name,), size, row if plan else None, (outputs,))
 
 
-def _in_features(module: torch.nn.Module) -> int | None:
+def _sizes(module: torch.nn.Module) -> tuple[int, int] | None:
+    """Return K and O of a linear layer; None for other modules."""
     import torch
 
     if isinstance(module, torch.nn.Linear):
-        return module.in_features
+        return module.in_features, module.out_features
     if type(module).__name__ == "Conv1D":  # GPT-2: weight is [K, O]
-        return int(module.get_parameter("weight").shape[0])
+        channels, outputs = module.get_parameter("weight").shape
+        return int(channels), int(outputs)
     return None
 
 

@@ -13,12 +13,16 @@ from collections.abc import Sequence
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from nmsparse.config import ConfigError, Phase, SparsityConfig
+from nmsparse.config import ConfigError, Phase
+from vllm_sparse.cli.parameters import read_parameters_of, refuse_as_weights
 from vllm_sparse.compat import check_vllm, installed_vllm
+from vllm_sparse.describe import WeightsRead, describe, describe_share
 from vllm_sparse.execution import CHOICES
 from vllm_sparse.options import (
+    FOLDER,
     OPTIONS_KEY,
     SOURCE,
+    Found,
     download_sidecar,
     local_model_folder,
     resolve_options,
@@ -103,6 +107,21 @@ def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
         "prompt's (prefill), or both.",
     )
     group.add_argument(
+        "--sparsity-criterion",
+        metavar="NAME",
+        default=None,
+        help="With --activation-sparsity: how channels are scored, for example "
+        "magnitude (the default) or wina. Criteria with fitted parameters come with a "
+        "folder that offline-prune calibrate makes.",
+    )
+    group.add_argument(
+        "--sparsity-mitigation",
+        metavar="NAME[,NAME]",
+        default=None,
+        help="With --activation-sparsity: what reduces the error of the selection, for "
+        "example d_pts,var; those without fitted parameters.",
+    )
+    group.add_argument(
         "--sparsity-config",
         metavar="FILE",
         default=None,
@@ -132,8 +151,20 @@ def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
         )
     if pattern == OFF:
         return {"enabled": False}
+    online = {
+        "--sparsity-criterion": args.sparsity_criterion,
+        "--sparsity-mitigation": args.sparsity_mitigation,
+    }
+    for flag, value in online.items():
+        if value is not None and pattern is None:
+            raise ConfigError(
+                f"{flag} is given without --activation-sparsity. Expected both: a "
+                "configuration names criteria and mitigations for each of its groups."
+            )
     options = {
         "activation_sparsity": pattern,
+        "criterion": args.sparsity_criterion,
+        "mitigation": args.sparsity_mitigation,
         "config_file": file,
         "phase": args.sparsity_phase,
         **{name: getattr(args, name) for name in CHOICES},
@@ -149,7 +180,9 @@ def _check_early(arguments: Sequence[str]) -> None:
     known, _ = parser.parse_known_args([_dashed(a) for a in arguments])
     options = sparsity_options(known)
     if options and (options.keys() - {"phase", *CHOICES}):
-        resolve_options(options, None)
+        found = resolve_options(options, None)
+        if found is not None:
+            read_parameters_of(found)
 
 
 def _dashed(argument: str) -> str:
@@ -219,24 +252,30 @@ def _activate(args: argparse.Namespace) -> None:
         ):  # "off": every process must know, they see the sidecar too
             args.additional_config = extra | {OPTIONS_KEY: flags}
         return
-    config, source = found
-    check_model(config, args)
-    _tell(config, source)
+    config = found.config
+    parts = read_parameters_of(found)
+    if found.folder is not None and found.folder == folder:
+        refuse_as_weights(folder, config)
+    read = check_model(config, args, parts)
+    _tell(found, read)
     # Inline, so that every process uses what was checked here.
     given = options or {}
     chosen = {name: given[name] for name in CHOICES if name in given}
-    inline = {"config": config.model_dump(mode="json"), SOURCE: source}
+    inline = {"config": config.model_dump(mode="json"), SOURCE: found.source}
+    if found.folder is not None:
+        inline[FOLDER] = str(found.folder)
     extra[OPTIONS_KEY] = inline | chosen
     args.additional_config = extra
 
 
-def _tell(config: SparsityConfig, source: str) -> None:
+def _tell(found: Found, read: Sequence[WeightsRead]) -> None:
+    config = found.config
     patterns = {
         str(group.activation.pattern)
         for group in config.groups.values()
         if group.activation
     }
     sys.stderr.write(
-        f"{PROGRAM}: activation sparsity {', '.join(sorted(patterns)) or 'none'}, "
-        f"phase {config.phase.value}, from {source}\n"
+        f"{PROGRAM}: activation sparsity {', '.join(sorted(patterns)) or 'none'} "
+        f"({describe(config)}), from {found.source}{describe_share(read)}\n"
     )

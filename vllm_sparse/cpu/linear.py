@@ -11,14 +11,19 @@ from typing import TYPE_CHECKING
 import torch
 
 from nmsparse.ops.linear.planned import SparseLinearPlan
+from nmsparse.ops.online.planned import OnlinePlan
 from nmsparse.ops.sparsify.cpu import sparsify_cpu
 from nmsparse.pattern import NMPattern
 from vllm_sparse.cpu.products import Product, products
 from vllm_sparse.cpu.table import TOKENS, Times, choose
 from vllm_sparse.cpu.weights import Weights
+from vllm_sparse.phases import selected_tokens
 
 if TYPE_CHECKING:
     from vllm_sparse.phases import TokenPhases
+    from vllm_sparse.treatment.layer import Treatment
+
+    Plan = SparseLinearPlan | OnlinePlan
 
 GATHER, PER_TOKEN, MASKED = "gather", "per_token", "masked"
 _ELEMENTS, _NONZEROS = 0, 1
@@ -26,10 +31,17 @@ _ELEMENTS, _NONZEROS = 0, 1
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What is sparsified: N of M channels of the tokens of a phase (0 for all)."""
+    """What is sparsified.
+
+    Attributes:
+        pattern: N of M channels stay.
+        phase: codes of the tokens, 0 for all.
+        treatment: what is done beyond magnitude; None for nothing.
+    """
 
     pattern: NMPattern
     phase: int
+    treatment: Treatment | None = None
 
     @property
     def density(self) -> float:
@@ -83,7 +95,7 @@ class CpuLinear:
             self.dtype, self._outputs = weights.rows.dtype, weights.rows.shape[1]
         elif weights.packed is not None:
             self.dtype, self._outputs = weights.packed.dtype, weights.packed.shape[0]
-        self._plans: dict[tuple[int, bool], SparseLinearPlan] = {}
+        self._plans: dict[tuple[int, bool], Plan] = {}
 
     @property
     def key(self) -> str:
@@ -92,7 +104,9 @@ class CpuLinear:
         form = "rows"
         if weights.packed is not None:
             form = f"packed {round(weights.sparsity, 1)}"
-        chosen = self.selection.pattern if self.selection else "dense"
+        chosen = str(self.selection.pattern) if self.selection else "dense"
+        if self.selection is not None and self.selection.treatment is not None:
+            chosen += f" {self.selection.treatment.label}"
         ways = "+".join(self.products)
         return f"{self.in_features}x{self._outputs} {self.dtype} {form} {chosen} {ways}"
 
@@ -194,10 +208,7 @@ class CpuLinear:
         """Return whether all tokens are sparsified, none, or (None) some."""
         if self.selection is None:
             return False
-        if self.selection.phase == 0:
-            return True
-        code = self._phases.uniform(tokens)
-        return None if code is None else code == self.selection.phase
+        return self._phases.selects(tokens, self.selection.phase)
 
     def _counter(self, x: torch.Tensor, counters: torch.Tensor) -> torch.Tensor | None:
         """Count the elements of real tokens; return where their non-zeros go."""
@@ -211,7 +222,10 @@ class CpuLinear:
         if real == len(x):
             return nonzeros
         # A padded step (none in eager mode): the product's kernel would count padding.
-        sparsify_cpu(x[:real], self.selection.pattern, "magnitude", nonzeros)
+        if self.selection.treatment is None:
+            sparsify_cpu(x[:real], self.selection.pattern, "magnitude", nonzeros)
+        else:
+            self.selection.treatment.sparsify(x[:real], nonzeros)
         return None
 
     def _gather(
@@ -226,9 +240,7 @@ class CpuLinear:
         if plan is None:
             assert self.selection is not None
             assert self.weights.rows is not None
-            plan = SparseLinearPlan(
-                self.weights.rows, self.selection.pattern, len(x), per_token=per_token
-            )
+            plan = make_plan(self.weights.rows, self.selection, len(x), per_token)
             self._plans[len(x), per_token] = plan
         return plan(x, bias, nonzeros)
 
@@ -240,6 +252,11 @@ class CpuLinear:
         nonzeros: torch.Tensor | None = None,
     ) -> torch.Tensor:
         assert self.selection is not None
+        treatment = self.selection.treatment
+        if treatment is not None:
+            found = treatment.sparsify(x, nonzeros)
+            y = self.products[product](found.values, bias)
+            return treatment.finish(y, bias, found)
         sparse = sparsify_cpu(x, self.selection.pattern, "magnitude", nonzeros)
         return self.products[product](sparse, bias)
 
@@ -250,10 +267,42 @@ class CpuLinear:
         assert self.selection is not None
         way = self._way(x, sparse=False)
         self.calls[f"{MASKED}+{way}"] += 1
-        chosen = self._phases.codes[: len(x)] == self.selection.phase
+        codes, treatment = self._phases.codes[: len(x)], self.selection.treatment
+        chosen = selected_tokens(codes, self.selection.phase)
         nonzeros = counters[_NONZEROS:]
-        part = sparsify_cpu(x[chosen], self.selection.pattern, "magnitude", nonzeros)
+        part = x[chosen]
         counters.numpy()[_ELEMENTS] += part.numel()
         x = x.clone()
-        x[chosen] = part
-        return self.products[way](x, bias)
+        if treatment is None:
+            pattern = self.selection.pattern
+            x[chosen] = sparsify_cpu(part, pattern, "magnitude", nonzeros)
+            return self.products[way](x, bias)
+        found = treatment.sparsify(part, nonzeros)
+        x[chosen] = found.values
+        y = self.products[way](x, bias)
+        if treatment.finishes:
+            y[chosen] = treatment.finish(y[chosen], bias, found)
+        return y
+
+
+def make_plan(
+    rows: torch.Tensor, selection: Selection, tokens: int, per_token: bool
+) -> Plan:
+    """Return the prepared call of a layer for a number of tokens.
+
+    Args:
+        rows: ``[K, O]``, K-major.
+        selection: what is sparsified.
+        tokens: T.
+        per_token: walk every token's rows by themselves.
+    """
+    treatment = selection.treatment
+    if treatment is None:
+        return SparseLinearPlan(rows, selection.pattern, tokens, per_token=per_token)
+    return OnlinePlan(
+        rows,
+        treatment.online,
+        tokens,
+        constants=treatment.constants,
+        per_token=per_token,
+    )

@@ -79,8 +79,15 @@ class CpuLinearMethod(LinearMethodBase):
         if not fits or (self._processed and self._linear is None):
             return False
         self._outputs, self._in_features = weight.shape
-        density = None if self._selection is None else self._selection.density
-        self._taken = take_weight(weight, density=density, execution=self._execution)
+        density, order = None, None
+        if self._selection is not None:
+            density = self._selection.density
+            if self._selection.treatment is not None:
+                self._selection.treatment.read(layer, weight)
+                order = self._selection.treatment.parameters.channel_groups
+        self._taken = take_weight(
+            weight, density=density, execution=self._execution, order=order
+        )
         # The weight that MLA's attention reads itself is marked, and must stay.
         read = getattr(layer, "_cpu_skip_gemm_dispatch", False)
         if not self._taken or read or self._execution.dense_fallback == "keep":

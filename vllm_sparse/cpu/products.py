@@ -33,13 +33,21 @@ def products(weights: Weights, stock: Product | None) -> dict[str, Product]:
     rows, packed = weights.rows, weights.packed
     if rows is not None:
         if stock is None:
-            found[MATMUL] = lambda x, bias: _matmul(x, rows, bias)
-        found[STREAM] = lambda x, bias: stream_k_major(x, rows, bias)
+            found[MATMUL] = _ordered(lambda x, bias: _matmul(x, rows, bias), weights)
+        found[STREAM] = _ordered(lambda x, bias: stream_k_major(x, rows, bias), weights)
     if packed is not None:
         if not found:
             found[UNPACK] = lambda x, bias: _unpack(x, packed, bias)
         found[PACKED] = lambda x, bias: packed_linear_cpu(x, packed, bias)
     return found
+
+
+def _ordered(product: Product, weights: Weights) -> Product:
+    """Let a product take channels in the order of the rows."""
+    order = weights.order
+    if order is None:
+        return product
+    return lambda x, bias: product(x.index_select(1, order), bias)
 
 
 def _matmul(

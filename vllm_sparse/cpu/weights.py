@@ -27,11 +27,13 @@ class Weights:
 
     Attributes:
         rows: ``[K, O]``, K-major, for sparse activations.
+        order: ``[K]``, the channel of each row; None if they are in order.
         packed: ``[O, K]`` bits and values, for pruned weights.
         sparsity: share of zeros found in the weight.
     """
 
     rows: torch.Tensor | None = None
+    order: torch.Tensor | None = None
     packed: PackedWeight | None = None
     sparsity: float = 0.0
 
@@ -46,7 +48,11 @@ class Weights:
 
 
 def take_weight(
-    weight: torch.Tensor, *, density: float | None, execution: Execution
+    weight: torch.Tensor,
+    *,
+    density: float | None,
+    execution: Execution,
+    order: torch.Tensor | None = None,
 ) -> Weights:
     """Copy a dense weight into the form that reads fewest bytes for few tokens.
 
@@ -54,6 +60,7 @@ def take_weight(
         weight: ``[O, K]`` of this rank, fused. Not modified.
         density: share of channels that the layer's activation keeps; None if dense.
         execution: the engine's choices.
+        order: ``[K]``, channels in the order that rows are to have; None for their own.
 
     Returns:
         One copy at most: rows if the activation is sparser than the packed weight is
@@ -68,7 +75,9 @@ def take_weight(
         packed = to_streamed(PackedWeight.pack(weight))
         return Weights(packed=packed, sparsity=sparsity)
     if density is not None or execution.dense_weights == "auto":
-        return Weights(rows=k_major(weight), sparsity=sparsity)
+        if order is not None:
+            weight = weight.index_select(1, order)
+        return Weights(rows=k_major(weight), order=order, sparsity=sparsity)
     return Weights(sparsity=sparsity)
 
 

@@ -49,7 +49,7 @@ class Shards:
         self._layer = layer
         self.load_dense = load_dense
         self._on_complete = on_complete
-        self._sizes = _part_sizes(layer)
+        self._sizes = part_sizes(layer)
         _, *parts = with_parts(layer.prefix, packed_modules)
         self._names = (
             dict(zip(self._sizes, parts, strict=True))
@@ -146,7 +146,7 @@ class Shards:
         )
 
 
-def _part_sizes(layer: LinearBase) -> dict[Part, int]:
+def part_sizes(layer: LinearBase) -> dict[Part, int]:
     """Return the parts of a layer and their rows over all ranks, as in the files."""
     if isinstance(layer, QKVParallelLinear):
         # Not output_sizes: they count heads that are replicated over ranks.

@@ -81,9 +81,14 @@ class SparsityMetrics:
         for labels, count in layers.items():
             self.layers.labels(*labels).set(count)
         for phase, tokens in stats["tokens"].items():
-            paths = _paths(stats["layers"], stats["phase"], phase)
-            for path, count in paths.items():
-                self._advance(self.linear_tokens, (*path, phase), tokens * count)
+            dense = stats["dense_first"] if phase == "prefill" else 0
+            work: Tally[tuple[str, str]] = Tally()
+            for path, count in _paths(stats["layers"], stats["phase"], phase).items():
+                work[path] += (tokens - dense) * count
+                if dense:  # first tokens of requests, if the configuration says so
+                    work[path[0], "dense"] += dense * count
+            for path, total in work.items():
+                self._advance(self.linear_tokens, (*path, phase), total)
         for kind in {layer["kind"] for layer in stats["layers"]}:
             same = [layer for layer in stats["layers"] if layer["kind"] == kind]
             elements = sum(layer["elements"] for layer in same)

@@ -1,23 +1,21 @@
 """Criteria of online sparsity: how an activation is scored. One file a criterion.
 
-A criterion is a function ``score(x) -> scores`` on ``[..., K]`` tensors; higher scores
-are kept. No score has its sign bit set (a NaN neither), so that they need no sign
-handling when they are ordered. See CONTRIBUTING.md, "Add a criterion".
+A criterion gives a factor per channel, and the score of channel k is ``|u_k|`` times
+it. Listing names imports nothing. See CONTRIBUTING.md, "Add a criterion".
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
+from nmsparse.criteria.base import Criterion
 from nmsparse.registry import Registry
 
-if TYPE_CHECKING:
-    import torch
-
-    Criterion = Callable[[torch.Tensor], torch.Tensor]
+__all__ = ["DEFAULT_CRITERION", "Criterion", "criteria"]
 
 DEFAULT_CRITERION = "magnitude"
 
 criteria: Registry[Criterion] = Registry("criterion")
-criteria.add("magnitude", "nmsparse.criteria.magnitude:score")
+criteria.add("magnitude", "nmsparse.criteria.magnitude:magnitude")
+criteria.add("clact", "nmsparse.criteria.clact:clact")
+criteria.add("amber_pruner", "nmsparse.criteria.amber_pruner:amber_pruner")
+criteria.add("wina", "nmsparse.criteria.wina:wina")
+criteria.add("second_order", "nmsparse.criteria.second_order:second_order")

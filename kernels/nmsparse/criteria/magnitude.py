@@ -1,13 +1,20 @@
 """Magnitude criterion: keep the largest absolute values.
 
-Called ACT in arXiv 2509.22166. A token's selection depends on that token alone.
+Called ACT in arXiv 2509.22166. Scores keep the dtype of the activation: no arithmetic,
+so no rounding.
 """
 
 from __future__ import annotations
 
-import torch
+from nmsparse.criteria.base import Criterion
 
 
-def score(x: torch.Tensor) -> torch.Tensor:
-    """Return ``|x|`` (``[..., K]``, same dtype; no arithmetic, so no rounding)."""
-    return x.abs()
+class Magnitude(Criterion):
+    """``|u|``."""
+
+    name = "magnitude"
+    title = "Magnitude (ACT)"
+    paper = "2509.22166"
+
+
+magnitude = Magnitude()

@@ -123,7 +123,9 @@ void finish(const nms_gather_args& a, int64_t token, int tokens, int64_t begin,
         a.addend ? static_cast<const W*>(a.addend) + (token + t) * a.outputs : nullptr;
     for (int64_t c = begin; c < end; ++c) {
       float y = acc[t * ld + c - begin] * scale;
+      if (a.output_scale) y *= 1.f + a.output_scale[c];
       if (a.token_shift) y += shift * a.row_sum[c];
+      if (a.constant) y += a.constant[c];
       if (bias) y += to_float(bias[c]);
       if (addend) y += to_float(addend[c]);
       out[c] = from_float<W>(y);

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define NMS_ABI_VERSION 1
+#define NMS_ABI_VERSION 2
 #define NMS_API extern "C" __attribute__((visibility("default")))
 
 enum { NMS_F32 = 0, NMS_BF16 = 1, NMS_F16 = 2 };
@@ -31,8 +31,8 @@ typedef struct {
   int32_t dtype, kept, group, threads;
 } nms_sparsify_args;
 
-// out[t] = scale[t] * sum_i values[t, i] * weight[indices[t, i]]
-//          + token_shift[t] * row_sum + bias + addend[t]
+// out[t] = scale[t] * (1 + output_scale) * sum_i values[t, i] * weight[indices[t, i]]
+//          + token_shift[t] * row_sum + constant + bias + addend[t]
 typedef struct {
   const void* values;      // [T, n]
   const int32_t* indices;  // [T, n], ascending; null: n == K, every channel
@@ -43,6 +43,8 @@ typedef struct {
   const float* scale;        // [T] or null
   const float* token_shift;  // [T] or null
   const float* row_sum;      // [O], needed with token_shift
+  const float* output_scale;  // [O] or null
+  const float* constant;      // [O] or null: a bias that is not rounded
   int64_t tokens, listed, channels, outputs;
   int64_t values_stride, indices_stride;  // indices_stride 0: one list for all tokens
   int64_t weight_stride, out_stride;

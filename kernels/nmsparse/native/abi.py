@@ -43,7 +43,8 @@ class GatherArgs(ctypes.Structure):
 
     _fields_ = _fields(
         pointers=(
-            "values indices weight out bias addend scale token_shift row_sum",
+            "values indices weight out bias addend scale token_shift row_sum "
+            "output_scale constant",
             _POINTER,
         ),
         sizes=(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nmsparse.criteria import criteria
 from nmsparse.native import library
 from nmsparse.native.abi import DTYPES
 
@@ -21,7 +22,7 @@ def refuse(call: Call) -> str | None:
         return f"the tensor is on {call.device}"
     if call.dtype not in {str(d).removeprefix("torch.") for d in DTYPES}:
         return f"no kernel for {call.dtype}"
-    if call.criterion not in (None, "magnitude"):
+    if call.criterion is not None and call.criterion not in criteria:
         return f"criterion {call.criterion} is not in the kernel"
     status = library.status()
     return None if status.available else status.reason

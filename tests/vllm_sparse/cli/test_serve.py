@@ -121,8 +121,8 @@ def test_the_checked_configuration_travels_inline(model, capsys):
     assert options["source"] == "activation sparsity 8:16"
     assert capsys.readouterr().err == (
         "vllm-sparse serve: 8 of 8 linear layers will be sparse\n"
-        "vllm-sparse serve: activation sparsity 8:16, phase both, from activation "
-        "sparsity 8:16\n"
+        "vllm-sparse serve: activation sparsity 8:16 (magnitude; phase both), from "
+        "activation sparsity 8:16; they read 50.0 % of their weights\n"
     )
 
 

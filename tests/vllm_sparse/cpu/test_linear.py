@@ -10,13 +10,22 @@ import torch
 from support.cpu_kernels import DTYPES, kernels, random
 
 from nmsparse import sparsify
+from nmsparse.config import ActivationSparsity
+from nmsparse.ops.online import online_linear
 from nmsparse.pattern import NMPattern
 from vllm_sparse.cpu.linear import CpuLinear, Selection
 from vllm_sparse.cpu.table import TOKENS
 from vllm_sparse.cpu.weights import take_weight
 from vllm_sparse.custom_ops import _sparsify_tokens_cpu
 from vllm_sparse.execution import Execution
-from vllm_sparse.phases import DECODE, PREFILL, TokenPhases
+from vllm_sparse.phases import (
+    BUT_FIRST,
+    DECODE,
+    PREFILL,
+    TokenPhases,
+    selected_tokens,
+)
+from vllm_sparse.treatment.layer import make_treatment
 
 K, OUT, SLOTS = 64, 96, 24
 BOTH = 0
@@ -41,12 +50,23 @@ def weight_of(form, dtype=torch.float32, seed=1):
     return weight if form == "rows" else sparsify(weight, NMPattern(1, 4))
 
 
-def make(form="rows", fallback="keep", dtype=torch.float32, phase=BOTH, **options):
+def make(
+    form="rows",
+    fallback="keep",
+    dtype=torch.float32,
+    phase=BOTH,
+    treatment=None,
+    **options,
+):
     weight = weight_of(form, dtype)
-    phases = TokenPhases(SLOTS, torch.device("cpu"))
-    selection = None if phase is None else Selection(PATTERN, phase)
+    phases = TokenPhases(SLOTS, torch.device("cpu"), mark_first=phase == BUT_FIRST)
+    selection = None if phase is None else Selection(PATTERN, phase, treatment)
+    order = None
+    if treatment is not None:
+        treatment.read(None, weight)
+        order = treatment.parameters.channel_groups
     linear = CpuLinear(
-        take_weight(weight, density=0.5, execution=Execution()),
+        take_weight(weight, density=0.5, execution=Execution(), order=order),
         stock_of(weight) if fallback == "keep" else None,
         in_features=K,
         selection=selection,
@@ -245,3 +265,134 @@ def test_a_layer_leaves_no_memory_behind():
     del linear
     gc.collect()
     assert rows() is None
+
+
+# -- with a treatment -----------------------------------------------------------------
+
+TREATMENTS = {
+    "wina": ("wina", (), ()),
+    "mean": ("wina", ("d_pts", "var"), ()),
+    "learned": (
+        "second_order",
+        ("l_pts", "var", "ls", "output_shift", "r_sparse"),
+        ("factor", "channel_shift", "output_scale", "output_shift", "low_rank"),
+    ),
+    "groups": ("magnitude", ("d_pts_median", "ls"), ("output_scale", "groups")),
+}
+
+
+class Bare(torch.nn.Module):
+    """What a treatment reads of a layer of vLLM."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.prefix, self.params_dtype = "x.y_proj", dtype
+        self.input_size, self.output_size = K, OUT
+
+    def weight_loader(self, parameter, loaded):
+        parameter.data.copy_(loaded)
+
+
+def treatment_of(name, dtype=torch.float32):
+    criterion, mitigation, names = TREATMENTS[name]
+    known = {
+        "factor": {"factor": random(K, seed=21).abs()},
+        "channel_shift": {"channel_shift": random(K, seed=22) * 0.2},
+        "output_scale": {"output_scale": random(OUT, seed=23) * 0.2},
+        "output_shift": {"output_shift": random(OUT, seed=24)},
+        "low_rank": {
+            "low_rank_in": random(3, K, seed=25),
+            "low_rank_out": random(OUT, 3, seed=26),
+        },
+        "groups": {"channel_groups": torch.randperm(K)},
+    }
+    given = {k: v for name in names for k, v in known[name].items()}
+    activation = ActivationSparsity(
+        pattern=str(PATTERN), criterion=criterion, mitigation=mitigation
+    )
+    parts = {"x.y_proj": given} if given else {}
+    return make_treatment(Bare(dtype), activation, parts, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("form", "fallback"), WAYS, ids="-".join)
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_every_way_treats_alike(name, form, fallback, dtype):
+    treatment = treatment_of(name, dtype)
+    linear, weight, phases = make(form, fallback, dtype, treatment=treatment)
+    rows = ("gather", "per_token") if form == "rows" else ()
+    bound = 1e-5 if dtype is torch.float32 else 0.02
+    for way in (*(f"masked+{w}" for w in WAYS[form, fallback]), *rows):
+        prefer(linear, way.partition("+")[2] or WAYS[form, fallback][0], way)
+        for tokens in (2, 5):
+            step(phases, "d" * tokens)
+            x = random(tokens, K, dtype=dtype, seed=tokens)
+            bias, counts = random(OUT, seed=9, dtype=dtype), counters()
+            found = linear.run(x, bias, counts)
+            assert linear.calls[way] > 0
+            expected = online_linear(
+                x.float(), weight.float(), bias.float(), treatment.online
+            )
+            error = (found.float() - expected).abs().max() / expected.abs().max()
+            assert error < bound, way
+            assert counts.tolist() == [100 + tokens * K, 10 + tokens * K // 2]
+
+
+@pytest.mark.parametrize("form", ["rows", "packed"])
+@pytest.mark.parametrize("phase", [BOTH, PREFILL, DECODE, BUT_FIRST])
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_only_the_tokens_of_the_phase_are_treated(name, phase, form):
+    treatment = treatment_of(name)
+    linear, weight, phases = make(form, phase=phase, treatment=treatment, always=True)
+    for tokens, rows in (("pdpdd", 5), ("ddd", 8), ("dpd", 8), ("ppp", 3), ("", 4)):
+        step(phases, tokens) if tokens else phases.clear()
+        x, counts, bias = random(rows, K), counters(), random(OUT, seed=9)
+        found = linear.run(x, bias, counts)
+        chosen = selected_tokens(phases.codes[:rows], phase)
+        real = len(tokens)
+        dense = torch.nn.functional.linear(x, weight, bias)
+        others = ~chosen
+        others[real:] = False
+        torch.testing.assert_close(found[others], dense[others])
+        expected = online_linear(x[chosen], weight, bias, treatment.online)
+        torch.testing.assert_close(found[chosen], expected, rtol=1e-4, atol=1e-4)
+        count = int(chosen.sum())
+        assert counts.tolist() == [100 + count * K, 10 + count * K // 2]
+
+
+@pytest.mark.parametrize("name", TREATMENTS)
+def test_treated_ways_are_measured(name):
+    linear, weight, phases = make(treatment=treatment_of(name))
+    step(phases, "ddd")
+    x = random(3, K)
+    ways = linear.timed(x)
+    assert {"gather", "per_token", "masked+stock", "masked+stream"} <= ways.keys()
+    expected = online_linear(x, weight, None, linear.selection.treatment.online)
+    for way, call in ways.items():
+        if "stock" not in way[:5] and way != "stream":
+            torch.testing.assert_close(call(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_belongs_to_a_treatment():
+    keys = {make(treatment=treatment_of(name))[0].key for name in TREATMENTS}
+    assert len(keys) == len(TREATMENTS)
+    assert make(treatment=treatment_of("learned"))[0].key == (
+        "64x96 torch.float32 rows 8:16 second_order l_pts var ls output_shift r_sparse "
+        "rank 3 stock+stream"
+    )
+
+
+def test_treated_weights_that_are_loaded_again():
+    treatment = treatment_of("groups")
+    linear, _, phases = make(treatment=treatment, always=True)
+    step(phases, "dd")
+    x = random(2, K)
+    for seed in (5, 6):
+        weight = weight_of("rows", seed=seed)
+        treatment.read(None, weight)
+        order = treatment.parameters.channel_groups
+        taken = take_weight(weight, density=0.5, execution=Execution(), order=order)
+        linear.set_weights(taken, stock_of(weight))
+        found = linear.run(x, None, counters())
+        expected = online_linear(x, weight, None, treatment.online)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -26,6 +26,8 @@ def make_layer(
         "out_features": 32,
         "pattern": "8:16",
         "criterion": "magnitude",
+        "mitigation": [],
+        "parameters": {},
         "backend": "reference",
         "reason": "target Linear",
         "weight_pattern": None,
@@ -37,6 +39,7 @@ def make_layer(
         "calls": {},
         "weight_sparsity": None,
         "extra_bytes": 0,
+        "extra_weights": 0,
     }
     return layer | changes
 
@@ -56,6 +59,7 @@ def make_stats(*layers, prefill=30, decode=10, **changes):
         "fingerprint": "0123456789abcdef",
         "config": {"phase": "decode"},
         "tokens": {"prefill": prefill, "decode": decode},
+        "dense_first": 0,
         "layers": list(layers),
     }
     return stats | changes

@@ -58,6 +58,8 @@ def test_active(app, fakes, path):
         "fingerprint": "0123456789abcdef",
         "density": 0.25,
         "tokens": {"prefill": 30, "decode": 10},
+        "dense_first": 0,
+        "weights_read": 0.5,
         "config": {"phase": "decode"},
         "layers": layers,
     }
@@ -159,3 +161,16 @@ def test_others_answer_but_do_not_count(app, fakes, made, case):
 def test_a_render_server_has_no_engine(app, made):
     assert init(app, None) == (None, False)
     assert TestClient(app).get("/sparsity").status_code == 503
+
+
+def test_weights_that_are_read(fakes):
+    """Low-rank matrices count; dense layers do not."""
+    layers = [
+        fakes.layer(pattern="8:16"),
+        fakes.layer("down_proj", pattern="4:16", extra_weights=512),
+        fakes.dense(),
+    ]
+    read = 64 * 32 * 0.5 + 64 * 32 * 0.25 + 512
+    found = describe(fakes.stats(*layers))["weights_read"]
+    assert found == pytest.approx(read / (2 * 64 * 32))
+    assert describe(fakes.stats(fakes.dense()))["weights_read"] is None

@@ -136,3 +136,14 @@ def test_calls_by_way_and_bytes_are_summed_over_layers(metrics, fakes):
     layers[0]["calls"]["gather"] = 10
     metrics.objects.update(fakes.stats(*layers))
     assert metrics.value("linear_calls_total", **way) == 12
+
+
+def test_first_tokens_that_stay_dense(metrics, fakes):
+    stats = fakes.stats(fakes.layer(), prefill=30, phase="both", dense_first=4)
+    metrics.objects.update(stats)
+    labels = {"kind": "up", "phase": "prefill"}
+    assert metrics.value("linear_tokens_total", backend="reference", **labels) == 26
+    assert metrics.value("linear_tokens_total", backend="dense", **labels) == 4
+    labels["phase"] = "decode"
+    assert metrics.value("linear_tokens_total", backend="reference", **labels) == 10
+    assert metrics.value("linear_tokens_total", backend="dense", **labels) is None

@@ -22,11 +22,13 @@ def linear(
     token_shift: torch.Tensor | None = None,
     row_sum: torch.Tensor | None = None,
     addend: torch.Tensor | None = None,
+    output_scale: torch.Tensor | None = None,
+    constant: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Multiply sparse tokens by a weight whose rows are input channels.
 
-    ``y[t] = scale[t] * sum_i values[t, i] * weight[indices[t, i]]
-    + token_shift[t] * row_sum + bias + addend[t]``
+    ``y[t] = scale[t] * (1 + output_scale) * sum_i values[t, i] * weight[indices[t, i]]
+    + token_shift[t] * row_sum + constant + bias + addend[t]``
 
     Args:
         x: the kept channels of T tokens; its ``scale`` is applied.
@@ -36,6 +38,8 @@ def linear(
         token_shift: ``[T]`` that ``compact`` subtracted, or None.
         row_sum: ``[O]``, the weight summed over K: what a token shift of 1 gives.
         addend: ``[T, O]`` or None, for example a low-rank term.
+        output_scale: ``[O]`` or None.
+        constant: ``[O]`` or None: a bias that is kept in float32.
 
     Returns:
         ``[T, O]`` in the dtype of ``x.values``, accumulated in float32.
@@ -64,6 +68,8 @@ def linear(
         ("token_shift", token_shift, (tokens,)),
         ("row_sum", row_sum, (weight.shape[1],)),
         ("addend", addend, (tokens, weight.shape[1])),
+        ("output_scale", output_scale, (weight.shape[1],)),
+        ("constant", constant, (weight.shape[1],)),
     ):
         if tensor is not None and tuple(tensor.shape) != shape:
             raise ValueError(
@@ -71,5 +77,7 @@ def linear(
                 f"Expected {list(shape)}."
             )
     backend = choose(Call.of("linear", x.values, None))
-    result: torch.Tensor = backend(x, weight, bias, token_shift, row_sum, addend)
+    result: torch.Tensor = backend(
+        x, weight, bias, token_shift, row_sum, addend, output_scale, constant
+    )
     return result

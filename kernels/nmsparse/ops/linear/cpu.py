@@ -20,6 +20,8 @@ def linear_cpu(
     token_shift: torch.Tensor | None = None,
     row_sum: torch.Tensor | None = None,
     addend: torch.Tensor | None = None,
+    output_scale: torch.Tensor | None = None,
+    constant: torch.Tensor | None = None,
     *,
     per_token: bool = False,
 ) -> torch.Tensor:
@@ -32,6 +34,8 @@ def linear_cpu(
         token_shift: ``[T]`` or None.
         row_sum: ``[O]`` or None.
         addend: ``[T, O]`` or None.
+        output_scale: ``[O]`` or None.
+        constant: ``[O]`` or None.
         per_token: walk every token's list by itself instead of the union.
     """
     indices = x.indices
@@ -46,6 +50,8 @@ def linear_cpu(
         token_shift=token_shift,
         row_sum=row_sum,
         addend=addend,
+        output_scale=output_scale,
+        constant=constant,
         per_token=per_token,
     )
 
@@ -76,6 +82,8 @@ def _gather(
     token_shift: torch.Tensor | None = None,
     row_sum: torch.Tensor | None = None,
     addend: torch.Tensor | None = None,
+    output_scale: torch.Tensor | None = None,
+    constant: torch.Tensor | None = None,
     per_token: bool = False,
 ) -> torch.Tensor:
     tokens, (channels, outputs) = values.shape[0], weight.shape
@@ -88,6 +96,7 @@ def _gather(
         weight = weight.contiguous()
     # Named, so that converted copies live until the kernel returns.
     scale, token_shift, row_sum = floats(scale), floats(token_shift), floats(row_sum)
+    output_scale, constant = floats(output_scale), floats(constant)
     bias = None if bias is None else bias.to(values.dtype).contiguous()
     addend = None if addend is None else addend.to(values.dtype).contiguous()
     args = abi.GatherArgs(
@@ -100,6 +109,8 @@ def _gather(
         scale=pointer(scale),
         token_shift=pointer(token_shift),
         row_sum=pointer(row_sum),
+        output_scale=pointer(output_scale),
+        constant=pointer(constant),
         tokens=tokens,
         listed=values.shape[1],
         channels=channels,

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import threading
+from collections.abc import Callable
 
 import torch
 
 from nmsparse.native import abi
 from nmsparse.native.memory import padded_rows
-from nmsparse.pattern import NMPattern
+from nmsparse.pattern import Pattern
 
 
 class SparseLinearPlan:
     """Sparsify T dense tokens by magnitude and multiply the kept rows of a weight.
 
     The result is that of ``linear(compact(x, pattern), rows, bias)`` on this backend.
+    For criteria and mitigations see ``nmsparse.ops.online.planned.OnlinePlan``.
 
     Args:
         rows: ``[K, O]``, rows contiguous (``nmsparse.k_major``).
@@ -31,7 +33,7 @@ class SparseLinearPlan:
     def __init__(
         self,
         rows: torch.Tensor,
-        pattern: NMPattern,
+        pattern: Pattern,
         tokens: int,
         *,
         per_token: bool = False,
@@ -60,12 +62,20 @@ class SparseLinearPlan:
             strategy=abi.PER_TOKEN if per_token else abi.UNION,
             padded=int(padded_rows(rows)),
         )
+        self._expected = (tokens, channels)
         self._shape = (tokens, outputs)
         library = abi.kernels()
         self._run_sparsify = library.nms_sparsify
-        self._run_gather = library.nms_gather
+        self._run_gather: Callable[[int], int] = library.nms_gather
         self._sparsify_at = ctypes.addressof(self._sparsify)
         self._gather_at = ctypes.addressof(self._gather)
+
+    def _check(self, x: torch.Tensor) -> None:
+        if x.shape != self._expected or x.dtype != self._dtype:
+            raise ValueError(
+                f"SparseLinearPlan: x is {x.dtype} {tuple(x.shape)}. Expected "
+                f"{self._dtype} {self._expected}."
+            )
 
     def __call__(
         self,
@@ -84,16 +94,13 @@ class SparseLinearPlan:
         Raises:
             ValueError: if ``x`` has another shape or dtype.
         """
-        if x.shape != (self._tokens, self._rows.shape[0]) or x.dtype != self._dtype:
-            raise ValueError(
-                f"SparseLinearPlan: x is {x.dtype} {tuple(x.shape)}. Expected "
-                f"{self._dtype} {(self._tokens, self._rows.shape[0])}."
-            )
+        if x.shape != self._expected or x.dtype != self._dtype:
+            self._check(x)
         if x.stride(1) != 1:
             x = x.contiguous()
         if bias is not None and (bias.dtype != self._dtype or bias.stride(0) != 1):
             bias = bias.to(self._dtype).contiguous()
-        values, indices = _scratch(self._tokens, self._listed, self._dtype)
+        values, indices = scratch(self._tokens, self._listed, self._dtype)
         out = torch.empty(self._shape, dtype=self._dtype)
         threads = torch.get_num_threads()
         sparsify, gather = self._sparsify, self._gather
@@ -122,7 +129,7 @@ class _Buffers(threading.local):
 _LOCAL = _Buffers()
 
 
-def _scratch(
+def scratch(
     tokens: int, listed: int, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return this thread's buffers for one step's lists; the next call reuses them."""

@@ -17,7 +17,11 @@ __all__ = ["CompactActivation", "Correction", "compact", "sparsify"]
 
 
 def sparsify(
-    x: torch.Tensor, pattern: Pattern, *, criterion: str = DEFAULT_CRITERION
+    x: torch.Tensor,
+    pattern: Pattern,
+    *,
+    criterion: str = DEFAULT_CRITERION,
+    correction: Correction = NONE,
 ) -> torch.Tensor:
     """Zero all but the best N of every M consecutive channels of each token.
 
@@ -25,16 +29,30 @@ def sparsify(
         x: ``[..., K]`` float16, bfloat16 or float32. Not modified.
         pattern: which elements may stay.
         criterion: name of the score that ranks them.
+        correction: shifts and the factor of the criterion; no variance, which
+            ``compact`` and ``sparsify_online`` return.
 
     Returns:
-        A new tensor like ``x``; kept values are bit-identical to the input.
+        A new tensor like ``x``; kept values are bit-identical to the input, or what a
+        shift leaves of it.
 
     Raises:
-        ValueError: if K is not a multiple of M, or the criterion is unknown.
+        ValueError: if K is not a multiple of M, the criterion is unknown or has no
+            factor, or a part of the correction has another shape.
         TypeError: for another dtype.
     """
     backend = choose(Call.of("sparsify", x, pattern, criterion))
-    result: torch.Tensor = backend(x, pattern, criterion)
+    if correction is NONE:
+        plain: torch.Tensor = backend(x, pattern, criterion)
+        return plain
+    tokens = x.numel() // max(1, x.shape[-1])
+    correction.check(tokens, x.shape[-1], subject="sparsify")
+    if correction.variance:
+        raise ValueError(
+            "sparsify: the correction asks for variance, which has no place in the "
+            "result. Expected none: use compact or sparsify_online."
+        )
+    result: torch.Tensor = backend(x, pattern, criterion, correction=correction)
     return result
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from nmsparse.criteria import DEFAULT_CRITERION, criteria
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +35,13 @@ class Correction:
     token_shift: torch.Tensor | None = None
     variance: bool = False
 
-    def check(self, tokens: int, in_features: int) -> None:
+    def check(self, tokens: int, in_features: int, *, subject: str = "compact") -> None:
         """Verify shapes.
+
+        Args:
+            tokens: T.
+            in_features: K.
+            subject: named in errors.
 
         Raises:
             ValueError: naming the part with another shape.
@@ -47,9 +54,45 @@ class Correction:
         for name, (tensor, size) in expected.items():
             if tensor is not None and tuple(tensor.shape) != (size,):
                 raise ValueError(
-                    f"compact: {name} has shape {tuple(tensor.shape)}. "
+                    f"{subject}: {name} has shape {tuple(tensor.shape)}. "
                     f"Expected [{size}]."
                 )
+
+    def shifted(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Return ``x - shift`` (``[T, K]`` float32), None without shifts."""
+        if self.channel_shift is None and self.token_shift is None:
+            return None
+        shifted = x.float()
+        if self.channel_shift is not None:
+            shifted = shifted - self.channel_shift.float()
+        if self.token_shift is not None:
+            shifted = shifted - self.token_shift.float()[:, None]
+        return shifted
+
+    def with_factor_of(self, criterion: str, x: torch.Tensor) -> Correction:
+        """Return the correction with the factor that a criterion asks for.
+
+        Args:
+            criterion: its name.
+            x: ``[..., K]``, the tokens of the step.
+
+        Raises:
+            ValueError: if the criterion is unknown, or needs a static factor and the
+                correction has none.
+        """
+        if criterion == DEFAULT_CRITERION or self.factor is not None:
+            return self
+        found = criteria.get(criterion)
+        if found.needs in ("weight", "calibration"):
+            raise ValueError(
+                f"Criterion {criterion} needs a factor per channel, and none is given. "
+                "Expected Correction(factor=...): see nmsparse.ops.online.prepare."
+            )
+        flat = x.reshape(-1, x.shape[-1])
+        shifted = self.shifted(flat)
+        return replace(
+            self, factor=found.batch_factor(flat if shifted is None else shifted)
+        )
 
 
 NONE = Correction()

@@ -1,0 +1,1 @@
+"""What a layer does beyond N of M by magnitude: criteria, mitigations, parameters."""
