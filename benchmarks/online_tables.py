@@ -46,18 +46,17 @@ def settings_table() -> str:
         spread = ""
         if len(runs) > 1:
             spread = f" ({min(values):.2f} to {max(values):.2f}, {len(runs)} seeds)"
-        mean = statistics.mean
-
-        def of(key: str, runs: list[dict[str, Any]] = runs) -> float:
-            return mean(row[key] for row in runs)
-
         lines.append(
-            f"| {model} | {setting} | {100 * of('read_share'):.1f}% | "
-            f"{mean(values):.2f}{spread} | {_closed(runs, naive)} | "
-            f"{of('decode_perplexity'):.2f} | {of('decode_kl'):.3f} | "
-            f"{100 * of('decode_top1_agreement'):.1f}% |"
+            f"| {model} | {setting} | {100 * _mean(runs, 'read_share'):.1f}% | "
+            f"{statistics.mean(values):.2f}{spread} | {_closed(runs, naive)} | "
+            f"{_mean(runs, 'decode_perplexity'):.2f} | {_mean(runs, 'decode_kl'):.3f} | "
+            f"{100 * _mean(runs, 'decode_top1_agreement'):.1f}% |"
         )
     return "\n".join(lines)
+
+
+def _mean(runs: list[dict[str, Any]], key: str) -> float:
+    return statistics.mean(row[key] for row in runs)
 
 
 def _closed(runs: list[dict[str, Any]], naive: list[dict[str, Any]] | None) -> str:
