@@ -49,7 +49,8 @@ def settings_table() -> str:
         lines.append(
             f"| {model} | {setting} | {100 * _mean(runs, 'read_share'):.1f}% | "
             f"{statistics.mean(values):.2f}{spread} | {_closed(runs, naive)} | "
-            f"{_mean(runs, 'decode_perplexity'):.2f} | {_mean(runs, 'decode_kl'):.3f} | "
+            f"{_mean(runs, 'decode_perplexity'):.2f} | "
+            f"{_mean(runs, 'decode_kl'):.3f} | "
             f"{100 * _mean(runs, 'decode_top1_agreement'):.1f}% |"
         )
     return "\n".join(lines)
