@@ -10,15 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import SparsityConfig
+from nmsparse.targets import FUSED
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-# What most models fuse; a model class may say more.
-FUSED: Mapping[str, Sequence[str]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
 
 
 def model_class(vllm_config: VllmConfig) -> type | None:

@@ -8,7 +8,7 @@ after ``re:`` (matched from the start of the name), or a class name (``Linear``,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from functools import lru_cache
 
@@ -21,6 +21,12 @@ DEFAULT_TARGETS = (
     r"re:.*\.(c_attn|c_proj|c_fc)$",
     r"re:.*\.(Wqkv|W_pack|query_key_value|dense|dense_h_to_4h|dense_4h_to_h)$",
 )
+
+# What vLLM fuses in most models: these read one input, so they get one selection.
+FUSED: Mapping[str, Sequence[str]] = {
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
 
 # Never sparsified by an expression or a class, only by full name: heads and embeddings
 # (they decide the output directly), MoE routers and experts, MLA's absorbed kv_b_proj

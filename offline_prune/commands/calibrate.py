@@ -95,6 +95,7 @@ class Calibrate(BaseModel):
 
     def cli_cmd(self) -> None:
         """Run the sub-command."""
+        from offline_prune.calibration.config import SYNTHETIC
         from offline_prune.online.calibrate import calibrate
 
         done = calibrate(
@@ -106,6 +107,11 @@ class Calibrate(BaseModel):
             command=shlex.join(["offline-prune", *sys.argv[1:]]),
         )
         record = done.record
+        if record.source == SYNTHETIC:
+            say(
+                "Calibrated on random tokens, which is for trials only: give your own "
+                "text with --calibration."
+            )
         say(
             f"A sparse token reads {record.read_bytes:,} of {record.dense_bytes:,} "
             f"bytes of {len(record.layers)} layers ({record.read_share:.2%}) in "

@@ -7,9 +7,6 @@ parameters and a report. Stock transformers and stock vLLM read it as the dense 
 from __future__ import annotations
 
 import hashlib
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,11 +26,12 @@ from offline_prune.online.plan import Blocks, Plan, make_plan, rules_of
 from offline_prune.online.results import CalibrationRecord
 from offline_prune.online.sites import check_levels, find_sites, layer_bytes
 from offline_prune.online.summary import make_record, sidecar_of
-from offline_prune.pipeline.assemble import check_space, disk_full, is_full
+from offline_prune.pipeline.assemble import check_space
 from offline_prune.pipeline.capture import Capture
 from offline_prune.pipeline.device import choose_device
 from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.source import Source, locate, open_source
+from offline_prune.pipeline.stages import Clock, full_disk
 from offline_prune.pipeline.store import Store
 from offline_prune.pipeline.texts import Texts, calibration_set, needs_tokenizer
 
@@ -83,7 +81,7 @@ def calibrate(
     place = choose_device(device)
     path, target = locate(model), Path(output)
     check_output_folder(path, target)
-    clock = _Clock()
+    clock = Clock()
     with clock.stage("check"):
         source = open_source(path, tokenizer=needs_tokenizer(config.calibration, texts))
         check_space(target, source.folder.weight_bytes)
@@ -93,7 +91,7 @@ def calibrate(
     blocks = find_sites(skeleton, targets=config.targets, ignore=config.ignore)
     check_levels(blocks, config.levels)
     store = Store.beside(target)
-    with store.locked(), _full_disk(target):
+    with store.locked(), full_disk(target):
         if restart:
             store.remove()
         store.open(_fingerprint(config, source, text))
@@ -165,7 +163,7 @@ def _plan(
     text: CalibrationSet,
     blocks: Blocks,
     store: Store,
-    clock: _Clock,
+    clock: Clock,
 ) -> Plan:
     """Return the plan, from the store if it was made before."""
     found = store.load(_PLAN)
@@ -237,28 +235,3 @@ def _fingerprint(
 def _bar(label: str, total: int | None) -> Any:
     # disable=None: no bar where nobody watches (not a terminal).
     return tqdm(total=total, desc=label, unit="window", disable=None)
-
-
-@contextmanager
-def _full_disk(target: Path) -> Iterator[None]:
-    """Turn a full disk into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if is_full(error):
-            raise disk_full(target, str(error)) from None
-        raise
-
-
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)

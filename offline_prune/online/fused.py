@@ -7,17 +7,13 @@ get one selection of channels: by a factor that is computed over all their rows.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-# What vLLM fuses in most models, as ``vllm_sparse.names`` has it.
-FUSED: Mapping[str, Sequence[str]] = {
-    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
-    "gate_up_proj": ("gate_proj", "up_proj"),
-}
+from nmsparse.targets import FUSED
 
 
 @dataclass(frozen=True, slots=True, eq=False)

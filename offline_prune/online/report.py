@@ -13,7 +13,7 @@ REPORT_NAME = "calibration.md"
 
 def write_report(folder: Path, record: CalibrationRecord) -> None:
     """Write the report, with a picture where matplotlib is installed."""
-    shown = ""
+    shown = "No picture: matplotlib is not installed (extra `report`)."
     if importlib.util.find_spec("matplotlib") is not None:
         from offline_prune.online.picture import PICTURE, write_picture
 
@@ -27,7 +27,7 @@ def markdown(record: CalibrationRecord, *, picture: str) -> str:
 
     Args:
         record: the calibration.
-        picture: Markdown of its picture; empty without one.
+        picture: Markdown of its picture, or why there is none.
     """
     config = record.config
     wanted = config["pattern"] or f"{config['budget']:.4g} of the bytes"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,6 +20,7 @@ from offline_prune.online.plan import Blocks, Plan
 from offline_prune.online.results import CalibrationRecord, LayerCalibration
 from offline_prune.online.sites import file_name
 from offline_prune.pipeline.skeleton import Skeleton
+from offline_prune.pipeline.stages import hardware, peak_memory
 
 
 def sidecar_of(
@@ -155,12 +154,8 @@ def make_record(
         read_share=min(1.0, read / dense),
         block_errors=[(x.error_before, x.error_after) for x in fitted.blocks],
         seconds=dict(seconds),
-        peak_memory_bytes=_peak_memory(),
-        hardware=(
-            str(torch.cuda.get_device_name(device))
-            if device.type == "cuda"
-            else f"CPU, {torch.get_num_threads()} threads"
-        ),
+        peak_memory_bytes=peak_memory(),
+        hardware=hardware(device),
     )
 
 
@@ -170,10 +165,3 @@ def _read(config: CalibrateConfig, plan: Plan, name: str, size: LayerBytes) -> i
     kept, group = config.uniform.group(size.in_features)
     channels = size.in_features // group * kept
     return channels * size.out_features * size.item + size.extra
-
-
-def _peak_memory() -> int:
-    """Return the process's largest resident size in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024

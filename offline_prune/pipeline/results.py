@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from offline_prune.calibration.data import CalibrationSet
 from offline_prune.pipeline.block import Outcome
 from offline_prune.pipeline.job import Job
 from offline_prune.pipeline.output import packed_bytes
+from offline_prune.pipeline.stages import hardware, peak_memory
 from offline_prune.report.layers import BlockResult, LayerResult
 from offline_prune.report.measurements import Sizes
 from offline_prune.report.results import (
@@ -65,7 +62,7 @@ def make_results(
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         command=command,
         versions=_versions(),
-        hardware=_hardware(job.skeleton.device),
+        hardware=hardware(job.skeleton.device),
         model=_model(job, name, hub_id),
         config=config,
         calibration=None if calibration is None else _calibration(calibration),
@@ -86,7 +83,7 @@ def make_results(
             packed_bytes=packed_bytes(job, outcomes, dense),
         ),
         time=dict(seconds),
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_memory(),
         files=dict(files),
         notes=[*job.notes, *_notes(outcomes)],
     )
@@ -190,16 +187,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _hardware(device: torch.device) -> str:
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def _peak_memory() -> int:
-    """Return the process's largest resident size in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # Linux counts in KiB, macOS in bytes.
-    return peak if sys.platform == "darwin" else peak * 1024

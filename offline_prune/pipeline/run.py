@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,7 @@ from offline_prune.config import PruneConfig
 from offline_prune.errors import InputError
 from offline_prune.packing.convert import MIN_SPARSITY, pack
 from offline_prune.packing.refuse import check_architecture, check_output
-from offline_prune.pipeline.assemble import check_space, disk_full, is_full
+from offline_prune.pipeline.assemble import check_space
 from offline_prune.pipeline.device import choose_device
 from offline_prune.pipeline.job import HELD_OUT_WINDOWS, Job
 from offline_prune.pipeline.methods import Methods
@@ -30,6 +27,7 @@ from offline_prune.pipeline.ranks import Ranks
 from offline_prune.pipeline.results import make_results
 from offline_prune.pipeline.skeleton import Skeleton
 from offline_prune.pipeline.source import Source, locate, open_source
+from offline_prune.pipeline.stages import Clock, full_disk
 from offline_prune.pipeline.store import Store
 from offline_prune.pipeline.targets import removed_by
 from offline_prune.pipeline.texts import Texts, calibration_set, needs_tokenizer
@@ -88,7 +86,7 @@ def run_prune(
     """
     place = choose_device(device)
     ranks = Ranks.join()
-    clock = _Clock()
+    clock = Clock()
     path, target = locate(model), Path(output)
     check_output(path, target)
     methods = Methods.of(config)
@@ -120,7 +118,7 @@ def run_prune(
         ranks=ranks,
     )
     store = Store.beside(target, writes=ranks.first)
-    with store.locked(), _full_disk(target):
+    with store.locked(), full_disk(target):
         if restart:
             store.remove()
         ranks.wait()
@@ -214,28 +212,3 @@ def _fingerprint(
         "model": hashlib.sha256(source.folder.config_text.encode()).hexdigest(),
         "calibration": calibration.sha256 if calibration else None,
     }
-
-
-@contextmanager
-def _full_disk(target: Path) -> Iterator[None]:
-    """Turn a full disk into an error that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if is_full(error):
-            raise disk_full(target, str(error)) from None
-        raise
-
-
-class _Clock:
-    """Seconds of each stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = round(time.perf_counter() - start, 3)

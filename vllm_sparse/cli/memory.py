@@ -15,7 +15,7 @@ from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.packed_manifest import QUANT_METHOD
 from nmsparse.resolve import Resolver
 from nmsparse.sidecar import read_sidecar
-from vllm_sparse.names import FUSED
+from nmsparse.targets import FUSED
 
 # Bytes of an element, by the names of safetensors.
 _FLOATS = {"BF16": 2, "F16": 2, "F32": 4}

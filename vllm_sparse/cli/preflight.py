@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.parameters import PARAMETERS_NAME
 from nmsparse.resolve import Resolver, require_sparse_layers
+from nmsparse.targets import FUSED
 from vllm_sparse.checks import check_fits
 from vllm_sparse.cli.parameters import check_parameters
 from vllm_sparse.describe import WeightsRead
-from vllm_sparse.names import FUSED
 from vllm_sparse.treatment.source import ParameterSource
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from nmsparse import SparsityConfig, parse_pattern
 from nmsparse.config import ConfigError
 from nmsparse.ops.online import Online, online_linear
 from nmsparse.parameters import Parameters
+from nmsparse.targets import FUSED
 from offline_prune.online.emulation import attach
-from offline_prune.online.fused import FUSED, bias_of, fused_linears, weight_of
+from offline_prune.online.fused import bias_of, fused_linears, weight_of
 from vllm_sparse import names
 
 PATTERN = parse_pattern("8:16")
