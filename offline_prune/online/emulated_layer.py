@@ -101,7 +101,7 @@ class EmulatedLayer:
         else:
             out = flat.new_empty(len(flat), len(weight))
             out[chosen] = _product(sparse, weight, bias, part)
-            # Not one product with the rows above: these are exactly the dense layer's.
+            # Not one product with the rows above: the dense layer's own forward.
             out[~chosen] = part.forward(flat[~chosen])
         return out.reshape(*x.shape[:-1], len(weight))
 

@@ -62,8 +62,9 @@ def test_numbers_are_those_of_the_definitions(model, decode_only):
         kl.append((a.exp() * (a - b)).sum(-1)[n:15])
         same.append((a.argmax(-1) == b.argmax(-1))[n:15])
         before.append((a - b)[:n].abs().max())
-    # The prompt is dense, so what it predicts is the dense model's.
-    assert max(before) == 0
+    # The prompt is dense, so what it predicts is the dense model's, up to the order of
+    # additions: a product of fewer rows may round another way.
+    assert max(before) < 1e-4
     one = found["decode"]
     if decode_only:
         assert one.perplexity is None
