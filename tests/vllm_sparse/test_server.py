@@ -11,8 +11,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
+import torch
 from support import tiny
 from support.server import serve
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from nmsparse.parameters import read_parameters
+from nmsparse.sidecar import read_sidecar
+from offline_prune.online.emulation import attach
 
 pytestmark = pytest.mark.server
 
@@ -207,6 +213,47 @@ def test_bad_models_stop_before_the_engine(tmp_path):
         assert done.returncode == 2, done.stderr
         assert message in done.stderr
         assert "EngineCore" not in done.stdout + done.stderr
+
+
+def test_a_calibrated_folder_serves_itself(tiny_folder, tmp_path):
+    """What ``offline-prune calibrate`` writes needs no flag, and is what it promised.
+
+    The answer is compared with the emulation in transformers, token by token.
+    """
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    tokens = AutoTokenizer.from_pretrained(tiny_folder)
+    model.save_pretrained(tmp_path / "wide")  # so that rounding cannot choose a token
+    tokens.save_pretrained(tmp_path / "wide")
+    rows = [{"text": "".join(map(chr, range(33 + i, 97 + i)))} for i in range(16)]
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("\n".join(map(json.dumps, rows)))
+    folder = tmp_path / "calibrated"
+    command = [
+        *(sys.executable, "-m", "offline_prune", "calibrate", str(tmp_path / "wide")),
+        *("--pattern", "8:16", "--mitigation", "l_pts,var,ls", "--phase", "both"),
+        *("--calibration", str(texts), "--num-samples", "8", "--seq-len", "32"),
+        *("--output", str(folder)),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    config = read_sidecar(folder)
+    assert config is not None
+    with serve(str(folder), "--dtype", "float32") as running:
+        said = running.client().completions.create(
+            prompt="abcde", max_tokens=12, **GREEDY
+        )
+        report = running.get("/sparsity").json()
+    assert {x["pattern"] for x in report["layers"]} == {"8:16"}
+    assert all(x["mitigation"] == ["l_pts", "var", "ls"] for x in report["layers"])
+    assert all("channel_shift" in x["parameters"] for x in report["layers"])
+    ids = torch.tensor([tokens("abcde").input_ids])
+    dense = model.generate(ids, max_new_tokens=12, do_sample=False)
+    with attach(model, config, read_parameters(folder, config.parameters)):
+        sparse = model.generate(ids, max_new_tokens=12, do_sample=False)
+    want, other = (
+        tokens.decode(x[0, ids.shape[1] :], skip_special_tokens=True)
+        for x in (sparse, dense)
+    )
+    assert said.choices[0].text == want != other
 
 
 @pytest.mark.demo
