@@ -61,6 +61,7 @@ def allocators() -> Settings:
         "uniform": {"allocator": "uniform"},
         "final": {"allocator": "final", "lower": LOWER},
         "final lower 1": {"allocator": "final"},
+        "final not amplified": {"lower": LOWER, "amplification": 0.0},
         "block": {"allocator": "block", "lower": LOWER},
         "owl": {"allocator": "owl"},
         "owl+absorption": {"allocator": "owl", "correction": "absorption"},

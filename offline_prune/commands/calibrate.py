@@ -60,6 +60,9 @@ class Calibrate(BaseModel):
         default=False, description="With N:M: groups of balanced energy."
     )
     lower: int | None = Field(default=None, description="Least level of a layer.")
+    amplification: float | None = Field(
+        default=None, description="With final: growth of early errors, as a log; 0.5."
+    )
     phase: Literal["decode", "prefill", "both"] | None = Field(
         default=None, description="Tokens that the folder asks to be sparse; decode."
     )

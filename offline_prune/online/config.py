@@ -73,6 +73,12 @@ class CalibrateConfig(Options):
     lower: int = Field(
         default=1, ge=1, description="Least level of a layer with a budget, of 16."
     )
+    amplification: float = Field(
+        default=0.5,
+        ge=0,
+        le=10,
+        description="With allocator final: how much more early blocks cost, as a log.",
+    )
     phase: Phase = Field(
         default=Phase.DECODE, description="Tokens that the folder asks to be sparse."
     )

@@ -12,6 +12,7 @@ from nmsparse.criteria.second_order import factor_from
 from nmsparse.ops.online import Online
 from nmsparse.parameters import Parameters
 from offline_prune.online.allocate import LayerBytes, allocate
+from offline_prune.online.amplify import amplified
 from offline_prune.online.balance import balanced_groups
 from offline_prune.online.config import PROFILES, CalibrateConfig
 from offline_prune.online.fused import FusedLinear
@@ -40,7 +41,7 @@ class Plan:
     Attributes:
         static: layer to ``factor`` and ``channel_groups``, as far as they are used.
         levels: layer to its level.
-        costs: layer to its costs, empty if they were not measured.
+        costs: layer to its costs as measured, empty if they were not.
     """
 
     static: Static
@@ -88,7 +89,9 @@ def make_plan(
         return Plan(static, dict.fromkeys(sizes, 0))
     assert config.budget is not None
     if config.measures_costs:
+        amplification = 0.0
         if config.allocator == "final":
+            amplification = config.amplification
             costs = final_costs(
                 skeleton,
                 capture,
@@ -110,7 +113,11 @@ def make_plan(
                 tick=tick,
             )
         chosen = allocate(
-            costs, sizes, levels=levels, budget=config.budget, lower=config.lower
+            amplified(costs, blocks, amplification),
+            sizes,
+            levels=levels,
+            budget=config.budget,
+            lower=config.lower,
         )
         return Plan(static, chosen, costs)
     shares = [1.0 - config.budget] * len(blocks)
