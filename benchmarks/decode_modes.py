@@ -86,34 +86,44 @@ def environment(threads: int) -> dict[str, str]:
     if not 1 <= threads <= len(free):
         raise SystemExit(f"--threads is {threads}. Expected 1 to {len(free)} (cores).")
     bound = " ".join(str(core) for core in free[:threads])
+    ours = {"OMP_NUM_THREADS": str(threads)}
+    found = {"GOMP_CPU_AFFINITY": bound, **engine_environment(), **ours}
+    found.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the job's own
+    return found
+
+
+def engine_environment() -> dict[str, str]:
+    """Return the environment of a child with engines, on any device."""
     ours = {
-        "OMP_NUM_THREADS": str(threads),
         "VLLM_PLUGINS": "",  # the children register the plugin by hand
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "HF_HUB_OFFLINE": "1",
     }
-    defaults = {"GOMP_CPU_AFFINITY": bound, "VLLM_LOGGING_LEVEL": "ERROR"}
-    found = {**defaults, **os.environ, **ours}
-    found.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over the job's own
-    return found
+    return {"VLLM_LOGGING_LEVEL": "ERROR", **os.environ, **ours}
 
 
 def run_child(
     script: Path,
     job: dict[str, Any],
     *,
-    threads: int,
     received: Callable[[dict[str, Any]], None],
+    threads: int | None = None,
 ) -> None:
     """Run ``script`` and hand over every line of JSON it prints, as it comes.
 
     The child's standard error, tracebacks included, is ours. It never outlives us.
 
+    Args:
+        script: what the child runs.
+        job: its argument.
+        received: takes a line.
+        threads: of a child that runs on the CPU; None leaves threads alone.
+
     Raises:
         SystemExit: if it fails.
     """
     command = [sys.executable, str(script), json.dumps(job)]
-    environ = environment(threads)
+    environ = engine_environment() if threads is None else environment(threads)
     with subprocess.Popen(
         command, env=environ, stdout=subprocess.PIPE, text=True
     ) as child:

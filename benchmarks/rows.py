@@ -27,7 +27,7 @@ def environment() -> dict[str, Any]:
         "threads": os.environ.get("VLLM_CPU_OMP_THREADS_BIND", "vLLM's default"),
         "python": platform.python_version(),
         "versions": {
-            name: metadata.version(name)
+            name: _version(name)
             for name in ("vllm-sparse", "torch", "transformers", *_vllm())
         },
     }
@@ -72,6 +72,14 @@ def newest(name: str, *keys: str) -> list[dict[str, Any]]:
     for row in read(name):
         latest[tuple(row[key] for key in keys)] = row
     return list(latest.values())
+
+
+def _version(name: str) -> str:
+    """Return a distribution's version; a checkout on PYTHONPATH has none."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _vllm() -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import gpu_tables
 import kernel_tables
 import online_tables
 import pruning_tables
@@ -74,6 +75,10 @@ TABLES = {
     "kernels-tokens": kernel_tables.more_tokens,
     "kernels-union": kernel_tables.union_law,
     "kernels-selection": kernel_tables.selection,
+    "gpu-roofline": gpu_tables.roofline,
+    "gpu-launches": gpu_tables.launches,
+    "gpu-kernels": gpu_tables.kernels,
+    "gpu-decode": gpu_tables.decode,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
     "pruning-setup": pruning_tables.setup_text,

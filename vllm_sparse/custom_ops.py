@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,6 +25,7 @@ from vllm_sparse.phases import ALL, selected_tokens
 
 if TYPE_CHECKING:
     from vllm_sparse.cpu.linear import CpuLinear
+    from vllm_sparse.owned import OwnedLinear
 
 # Kept alive for the life of the process: a Library unregisters its ops when collected.
 _LIBRARY = torch.library.Library("vllm_sparse", "FRAGMENT")
@@ -44,7 +45,7 @@ ELEMENTS, NONZEROS = 0, 1
 # compiled code may be loaded by another process, and may hand over a copy of a tensor.
 # A key is never used again.
 _KEYS = itertools.count()
-_LINEARS: weakref.WeakValueDictionary[int, CpuLinear] = weakref.WeakValueDictionary()
+_LINEARS: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
 
 
 def codes_of(flat: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -129,7 +130,7 @@ def _linear_tokens_cpu(
     counters: torch.Tensor,
     outputs: int,
 ) -> torch.Tensor:
-    linear = _LINEARS[int(key.item())]
+    linear: CpuLinear = find_linear(key)
     if x.dim() == 2:
         return linear.run(x, bias, counters)
     flat = linear.run(x.reshape(-1, x.shape[-1]), bias, counters)
@@ -188,15 +189,20 @@ def sparsify_tokens(
     return result
 
 
-def register_linear(linear: CpuLinear) -> torch.Tensor:
-    """Let :func:`linear_tokens` find a layer; it is forgotten when the layer is.
+def register_linear(linear: OwnedLinear) -> torch.Tensor:
+    """Let an op find what runs a layer; it is forgotten when the layer is.
 
     Returns:
-        The key it is found by: ``[1]`` int64.
+        The key it is found by: ``[1]`` int64, on the host on all devices.
     """
     number = next(_KEYS)
     _LINEARS[number] = linear
     return torch.tensor([number], device="cpu")
+
+
+def find_linear(key: torch.Tensor) -> Any:
+    """Return what :func:`register_linear` was given."""
+    return _LINEARS[int(key.item())]
 
 
 def linear_tokens(

@@ -1,7 +1,8 @@
 """How layers are executed, as opposed to what is sparse: options of one engine.
 
-They change speed and memory, and results only by rounding, so they are no part of the
-sparsity configuration that travels with a model.
+They change speed and memory, and results only by rounding; ``sparse_steps`` and
+``shared_lists`` also say which steps are sparse, and how. They fit a machine, so they
+are no part of the sparsity configuration that travels with a model.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from nmsparse.suggest import unknown
 
 AUTO, ON, OFF = "auto", "on", "off"
 KEEP, DROP = "keep", "drop"
+ALL, FAST = "all", "fast"
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "kernels": (AUTO, ON, OFF),
     "dense_fallback": (KEEP, DROP),
     "sparse_weights": (AUTO, OFF),
     "dense_weights": (AUTO, OFF),
+    "sparse_steps": (AUTO, ALL, FAST),
+    "shared_lists": (OFF, AUTO),
 }
 
 
@@ -37,12 +41,21 @@ class Execution:
         dense_weights: ``auto`` gives layers without any sparsity our layout too, which
             is read faster at few tokens, for the memory ``dense_fallback`` says;
             ``off`` leaves them to vLLM.
+        sparse_steps: of layers with kernels of ours. ``all`` steps are sparse as the
+            configuration says; ``fast``: steps of more tokens than a sparse kernel
+            wins at run dense, so that how a token is computed depends on how many
+            tokens are in its step; ``auto`` is ``fast`` on a GPU, ``all`` on a CPU.
+        shared_lists: ``auto`` lets 3 to 16 tokens that are all sparse share one list of
+            channels on a GPU where that is fastest, so that a token's result depends on
+            its neighbours; ``off`` never.
     """
 
     kernels: str = AUTO
     dense_fallback: str = KEEP
     sparse_weights: str = AUTO
     dense_weights: str = OFF
+    sparse_steps: str = AUTO
+    shared_lists: str = OFF
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], where: str) -> Execution:
@@ -58,6 +71,21 @@ class Execution:
                     f"{where}.{name}: {unknown('value', str(value), CHOICES[name])}"
                 )
         return cls(**given)
+
+    def leaves_steps_dense(self, device: str) -> bool:
+        """Return whether steps that no sparse kernel wins at run dense.
+
+        Args:
+            device: type of the engine's device.
+        """
+        if self.sparse_steps == AUTO:
+            return device != "cpu"
+        return self.sparse_steps == FAST
+
+    @property
+    def may_pack_on_gpu(self) -> bool:
+        """Whether a packed copy may be held on a GPU: only one that was measured."""
+        return self.sparse_weights == AUTO and self.kernels == AUTO
 
 
 DEFAULT = Execution()

@@ -12,7 +12,7 @@ the sparse layers of that step read it, so graphs replay with the right values.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -54,6 +54,19 @@ def selected_tokens(codes: torch.Tensor, phase: int) -> torch.Tensor:
     return codes == phase
 
 
+class Masks(NamedTuple):
+    """What one phase means for every token of a step: persistent, on the device.
+
+    Attributes:
+        sparse: ``[max_tokens]`` bool: tokens that are sparsified, and padding, for
+            which any treatment is right.
+        counted: ``[max_tokens]`` bool: real tokens that are sparsified.
+    """
+
+    sparse: torch.Tensor
+    counted: torch.Tensor
+
+
 class TokenPhases:
     """Persistent per-token phase codes and running totals.
 
@@ -77,6 +90,22 @@ class TokenPhases:
         self._mark_first = mark_first
         self.tokens = 0
         self._code: int | None = PADDING
+        self._masks: dict[int, Masks] = {}
+
+    def masks(self, phase: int) -> Masks:
+        """Return what a phase selects, in tensors that follow every step.
+
+        Once a step instead of in every layer: on a GPU each comparison is a launch.
+
+        Args:
+            phase: what :func:`phase_code` returned.
+        """
+        found = self._masks.get(phase)
+        if found is None:
+            counted = selected_tokens(self.codes, phase)
+            found = self._masks[phase] = Masks(torch.empty_like(counted), counted)
+            self._refresh()
+        return found
 
     def publish(self, positions: torch.Tensor, prompt_lens: torch.Tensor) -> None:
         """Set the codes of one step's tokens; the rest becomes padding.
@@ -93,6 +122,7 @@ class TokenPhases:
             codes = torch.where(positions == 0, FIRST, codes)
         self.codes[:tokens] = codes.to(torch.uint8)
         self.codes[tokens:] = PADDING
+        self._refresh()
         self.totals += (codes == self._kinds[:, None]).sum(dim=1)
         if self.codes.is_cpu:  # once a step, so that no layer has to look
             self.tokens, self._code = tokens, self._common(tokens)
@@ -100,6 +130,7 @@ class TokenPhases:
     def clear(self) -> None:
         """Mark everything as padding."""
         self.codes.zero_()
+        self._refresh()
         self.tokens, self._code = 0, PADDING
 
     def real(self, rows: int) -> int:
@@ -139,6 +170,12 @@ class TokenPhases:
         # Prompt and generated tokens may share a step and be sparse alike.
         chosen = self.codes[: self.real(rows)].numpy() & phase
         return True if chosen.all() else None
+
+    def _refresh(self) -> None:
+        """Bring the masks up to date with the codes."""
+        for phase, masks in self._masks.items():
+            masks.counted.copy_(selected_tokens(self.codes, phase))
+            torch.logical_or(masks.counted, self.codes == PADDING, out=masks.sparse)
 
     def _common(self, tokens: int) -> int | None:
         """Return the code of the first tokens, None if they differ."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import weakref
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,8 +9,7 @@ from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearBase
 
 from nmsparse.criteria import DEFAULT_CRITERION
-from nmsparse.dispatch import BACKEND_ENV, explain
-from nmsparse.pattern import NMPattern, Pattern
+from nmsparse.dispatch import explain
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
 from vllm_sparse.checks import check_fits, refuse_unsupported
 from vllm_sparse.describe import describe, describe_share
@@ -20,17 +17,15 @@ from vllm_sparse.execution import DEFAULT, Execution
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, translator, with_parts
 from vllm_sparse.options import Found
+from vllm_sparse.owner import Owner
 from vllm_sparse.phases import TokenPhases, phase_code
 from vllm_sparse.state import LayerState
 from vllm_sparse.treatment.layer import Treatment, make_treatment
 from vllm_sparse.treatment.method import TreatedLinearMethod
 from vllm_sparse.treatment.source import ParameterSource
-from vllm_sparse.treatment.weights import PLAIN
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-
-    from vllm_sparse.cpu.linear import CpuLinear
 
 logger = init_logger("vllm." + __name__)
 
@@ -70,13 +65,20 @@ class Session:
         self._loaded = False
         tokens = vllm_config.scheduler_config.max_num_batched_tokens
         device = torch.device(vllm_config.device_config.device)
+        self._device = _device_type(device)
         self._phase = phase_code(self.config)
         self.phases = TokenPhases(
             tokens + _PADDING_TOKENS,
             device,
             mark_first=self.config.dense_first_token,
         )
-        self._why_no_kernels = self._kernel_problem()
+        self._owner = Owner(
+            execution,
+            self.phases,
+            self._phase,
+            self._device,
+            sleeps=bool(vllm_config.model_config.enable_sleep_mode),
+        )
 
     def attach(self, layer: LinearBase) -> None:
         """Decide about a layer that was just built, and wrap its method if sparse.
@@ -96,9 +98,14 @@ class Session:
         first = not self.layers
         self.layers.append(state)
         treatment = self._treat(layer, names, resolution, state)
-        if self._owns_weight(layer, state.pattern, treatment):
-            self._own(layer, state, treatment)
+        why_not: str | None = "draft model"
+        if not self._loaded:
+            why_not = self._owner.why_not(layer, state.pattern, treatment)
+        if why_not is None:
+            self._owner.take(layer, state, treatment, self._after_load)
         elif state.pattern is not None:
+            if self._device != "cpu":
+                state.reason += f"; not by kernels of ours: {why_not}"
             self._wrap(layer, state, treatment)
         elif first:
             # Some layer must notice that loading ended, even if none is sparse.
@@ -216,86 +223,14 @@ class Session:
             after_load=self._after_load,
         )
 
-    def _kernel_problem(self) -> str | None:
-        """Return why no layer can own its weight; None if layers can."""
-        if self.execution.kernels == "off":
-            return "kernels are off"
-        forced = os.environ.get(BACKEND_ENV)
-        if forced and forced != "cpu":
-            return f"{BACKEND_ENV}={forced}"
-        if self.phases.codes.device.type != "cpu":
-            return f"no kernel for {self.phases.codes.device.type} yet"
-        from nmsparse.native import library
-
-        status = library.status()
-        if not status.available:
-            logger.warning(
-                "vllm-sparse: no CPU kernels, so nothing gets faster: %s", status.reason
-            )
-        return status.reason
-
-    def _owns_weight(
-        self, layer: LinearBase, pattern: Pattern | None, treatment: Treatment | None
-    ) -> bool:
-        if self._why_no_kernels is not None or self._loaded:
-            return False
-        if pattern is not None:
-            kept, group = pattern.group(layer.input_size)
-            if kept == group:  # nothing to gain
-                return False
-        if treatment is not None and treatment.batch_dependent:
-            return False  # the kernels choose token by token
-        plain = type(layer.quant_method).__name__
-        return plain in PLAIN and layer.params_dtype in _DTYPES
-
-    def _own(
-        self, layer: LinearBase, state: LayerState, treatment: Treatment | None
-    ) -> None:
-        """Let the layer keep its weight in the layouts of our kernels."""
-        from vllm_sparse.cpu.linear import Selection
-        from vllm_sparse.cpu.method import CpuLinearMethod
-
-        counters = torch.zeros(2, dtype=torch.int64)
-        layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
-        selection = None
-        if state.pattern is not None:
-            state.counters = counters
-            k_local = getattr(layer, "input_size_per_partition", layer.input_size)
-            pattern = NMPattern(*state.pattern.group(k_local))
-            selection = Selection(pattern, self._phase, treatment)
-
-        def loaded(linear: CpuLinear | None) -> None:
-            if linear is not None:
-                # Sessions outlive engines; weights must not.
-                state.find_linear = weakref.ref(linear)
-                state.backend = "cpu"
-                rule = state.reason.partition(";")[0]
-                state.reason = f"{rule}; {_describe_linear(linear)}"
-            self._after_load()
-
-        layer.quant_method = CpuLinearMethod(
-            layer.quant_method,
-            selection=selection,
-            execution=self.execution,
-            phases=self.phases,
-            counters=counters,
-            after_load=loaded,
-        )
-
     def prepare(self, model: torch.nn.Module) -> None:
         """Measure which kernels win, once the model is loaded.
 
         Args:
             model: the finished model.
         """
-        if self._why_no_kernels is not None:
-            return
-        from vllm_sparse.cpu.head import wrap_heads
-        from vllm_sparse.cpu.prepare import prepare
-
         linears = [x.linear for x in self.layers if x.linear is not None]
-        if self.execution.kernels == "auto":
-            prepare([*linears, *wrap_heads(model)])
+        self._owner.prepare(model, linears)
 
     def _after_load(self) -> None:
         """Check, once, that the finished model has what the configuration names."""
@@ -319,13 +254,8 @@ class Session:
         )
 
 
-# What our kernels read.
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def _describe_linear(linear: CpuLinear) -> str:
-    held = "bits and values" if linear.weights.packed is not None else "K-major rows"
-    return f"our {held} for few tokens, {linear.first} for many"
+def _device_type(device: torch.device) -> str:
+    return device.type
 
 
 def _method_name(layer: LinearBase) -> str:

@@ -13,7 +13,7 @@ from vllm_sparse.custom_ops import ELEMENTS, NONZEROS
 from vllm_sparse.describe import WeightsRead
 
 if TYPE_CHECKING:
-    from vllm_sparse.cpu.linear import CpuLinear
+    from vllm_sparse.owned import OwnedLinear
 
 
 class LayerReport(TypedDict):
@@ -85,10 +85,10 @@ class LayerState:
     mitigation: tuple[str, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
     extra_weights: int = 0
-    find_linear: Callable[[], CpuLinear | None] = _none
+    find_linear: Callable[[], OwnedLinear | None] = _none
 
     @property
-    def linear(self) -> CpuLinear | None:
+    def linear(self) -> OwnedLinear | None:
         """The layer's own kernels and weight copies; None if vLLM runs it."""
         return self.find_linear()
 

@@ -90,7 +90,14 @@ def _refuse_cpu(call: Call) -> str | None:
     return refuse(call)
 
 
+def _refuse_triton(call: Call) -> str | None:
+    from nmsparse.ops.gpu import refuse
+
+    return refuse(call)
+
+
 _CPU = "C++ kernel"
+_TRITON = "Triton kernel"
 _MASKED = "pure torch: exact, reads every weight, so not faster than dense"
 _GATHER = "pure torch: one gather per token, exact, slower than dense"
 _UNPACK = "pure torch: unpacks the weight at every call, slower than dense"
@@ -100,6 +107,12 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "sparsify": (
         Backend("cpu", "nmsparse.ops.sparsify.cpu:sparsify_cpu", _refuse_cpu, _CPU),
         Backend(
+            "triton",
+            "nmsparse.ops.sparsify.backend_triton:sparsify_triton",
+            _refuse_triton,
+            _TRITON,
+        ),
+        Backend(
             "reference",
             "nmsparse.ops.sparsify.reference:sparsify_reference",
             _accept,
@@ -108,6 +121,12 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     ),
     "compact": (
         Backend("cpu", "nmsparse.ops.sparsify.cpu:compact_cpu", _refuse_cpu, _CPU),
+        Backend(
+            "triton",
+            "nmsparse.ops.sparsify.backend_triton:compact_triton",
+            _refuse_triton,
+            _TRITON,
+        ),
         Backend(
             "reference",
             "nmsparse.ops.sparsify.reference:compact_reference",
@@ -120,6 +139,12 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
             "cpu", "nmsparse.ops.online.cpu:sparsify_online_cpu", _refuse_cpu, _CPU
         ),
         Backend(
+            "triton",
+            "nmsparse.ops.online.online_triton:sparsify_online_triton",
+            _refuse_triton,
+            _TRITON,
+        ),
+        Backend(
             "reference",
             "nmsparse.ops.online.reference:sparsify_online_reference",
             _accept,
@@ -129,6 +154,12 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     "linear": (
         Backend("cpu", "nmsparse.ops.linear.cpu:linear_cpu", _refuse_cpu, _CPU),
         Backend(
+            "triton",
+            "nmsparse.ops.linear.gather_triton:linear_triton",
+            _refuse_triton,
+            _TRITON,
+        ),
+        Backend(
             "reference",
             "nmsparse.ops.linear.reference:linear_reference",
             _accept,
@@ -137,6 +168,12 @@ BACKENDS: dict[str, tuple[Backend, ...]] = {
     ),
     "packed": (
         Backend("cpu", "nmsparse.ops.packed.cpu:packed_linear_cpu", _refuse_cpu, _CPU),
+        Backend(
+            "triton",
+            "nmsparse.ops.packed.packed_triton:packed_linear_triton",
+            _refuse_triton,
+            _TRITON,
+        ),
         Backend(
             "reference",
             "nmsparse.ops.packed.reference:packed_linear_reference",

@@ -45,7 +45,7 @@ def fast(monkeypatch):
     monkeypatch.setitem(sys.modules, "fast_backend_module", module)
 
 
-@pytest.mark.parametrize("op", ["sparsify", "compact", "linear"])
+@pytest.mark.parametrize("op", dispatch.BACKENDS)
 def test_every_op_ends_with_a_reference_that_takes_everything(op):
     last = dispatch.BACKENDS[op][-1]
     assert last.name == "reference"
@@ -89,9 +89,14 @@ def test_a_better_backend_is_chosen_where_it_accepts(fast):
 def test_a_better_backend_that_refuses_is_listed_with_its_reason(fast):
     decision = explain("sparsify", device="meta", pattern=NMPattern(8, 16))
     assert decision.backend == "reference"
-    rejected = (("fast", REFUSAL), ("cpu", "the tensor is on meta"))
+    rejected = (
+        ("fast", REFUSAL),
+        ("cpu", "the tensor is on meta"),
+        ("triton", "the tensor is on meta"),
+    )
     assert decision.rejected == rejected
-    assert str(decision).endswith(f"[fast: {REFUSAL}; cpu: the tensor is on meta]")
+    refusals = "cpu: the tensor is on meta; triton: the tensor is on meta"
+    assert str(decision).endswith(f"[fast: {REFUSAL}; {refusals}]")
     assert sparsify(torch.ones(1, 16), NMPattern(8, 16)).sum() == 8.0
 
 

@@ -22,6 +22,8 @@ def test_defaults():
         "dense_fallback": "keep",
         "sparse_weights": "auto",
         "dense_weights": "off",
+        "sparse_steps": "auto",
+        "shared_lists": "off",
     }
 
 
@@ -40,6 +42,22 @@ def test_every_choice(name, value):
     assert getattr(found, name) == value
     others = [other for other in CHOICES if other != name]
     assert all(getattr(found, x) == getattr(DEFAULT, x) for x in others)
+
+
+@pytest.mark.parametrize(
+    ("steps", "on_cpu", "on_gpu"),
+    [("auto", False, True), ("all", False, False), ("fast", True, True)],
+)
+def test_what_leaves_steps_dense(steps, on_cpu, on_gpu):
+    execution = Execution(sparse_steps=steps)
+    assert execution.leaves_steps_dense("cpu") is on_cpu
+    assert execution.leaves_steps_dense("cuda") is on_gpu
+
+
+def test_a_gpu_packs_only_what_it_measures():
+    assert Execution().may_pack_on_gpu
+    assert not Execution(kernels="on").may_pack_on_gpu
+    assert not Execution(sparse_weights="off").may_pack_on_gpu
 
 
 def test_keys_of_others_are_ignored():

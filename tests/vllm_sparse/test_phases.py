@@ -238,3 +238,24 @@ def test_chunks_do_not_change_which_token_is_first(prompt, tokens, data):
         chunks += publish(phases, (prompt, start, size))
         start += size
     assert chunks == whole
+
+
+@pytest.mark.parametrize("phase", [ALL, PREFILL, DECODE, BUT_FIRST])
+def test_masks_follow_the_codes_in_place(phase):
+    phases = TokenPhases(6, CPU, mark_first=phase == BUT_FIRST)
+    masks = phases.masks(phase)
+    assert phases.masks(phase) is masks
+    places = [mask.data_ptr() for mask in masks]
+    steps = [[], [(2, 0, 3), (1, 4, 1)], [(1, 7, 1)], None, [(9, 1, 6)]]
+    for step in steps:
+        if step is None:
+            phases.clear()
+        elif step:
+            publish(phases, *step)
+        chosen = selected_tokens(phases.codes, phase)
+        assert masks.counted.tolist() == chosen.tolist()
+        padding = phases.codes == PADDING
+        assert masks.sparse.tolist() == (chosen | padding).tolist()
+        assert not (padding & masks.counted).any()
+    assert [mask.data_ptr() for mask in masks] == places
+    assert {mask.dtype for mask in masks} == {torch.bool}

@@ -81,7 +81,9 @@ def engine(additional_config=None, model="nobody/nothing", **parallel):
         scheduler_config=SimpleNamespace(max_num_batched_tokens=32),
         device_config=SimpleNamespace(device="cpu"),
         speculative_config=None,
-        model_config=SimpleNamespace(model=model, revision=None),
+        model_config=SimpleNamespace(
+            model=model, revision=None, enable_sleep_mode=False
+        ),
         compilation_config=SimpleNamespace(),
         additional_config={} if additional_config is None else additional_config,
     )

@@ -42,7 +42,7 @@ def doctor(arguments: Sequence[str]) -> int:
     )
     args = parser.parse_args(arguments)
     checks = [*_versions(), *_hardware(), *_plugin()]
-    checks += [*_native(), *_backends(), *_tables()]
+    checks += [*_native(), *_gpu(), *_backends(), *_tables()]
     if args.model is not None:
         checks += _memory(args.model)
     if args.json:
@@ -138,6 +138,27 @@ def _native() -> list[Check]:
     ]
 
 
+def _gpu() -> list[Check]:
+    """Say whether layers of a GPU engine would run kernels of ours, and why not."""
+    subject = "gpu kernels"
+    try:
+        from vllm_sparse.gpu.support import engine_problem, installed_triton
+    except Exception as error:  # whatever torch's import raises
+        return [Check(subject, f"not looked for: {error}")]
+    problem, triton = engine_problem(), installed_triton()
+    if problem is not None:
+        have = "" if triton is None else f" (triton {triton} is importable)"
+        return [Check(subject, f"none: {problem}{have}")]
+    return [
+        Check(
+            subject,
+            f"triton {triton}: unquantized layers gather rows where that was measured "
+            "to win; others select exactly and read every weight",
+            True,
+        )
+    ]
+
+
 def _backends() -> list[Check]:
     import torch
 
@@ -164,7 +185,7 @@ def _tables() -> list[Check]:
     """List what was measured about kernels on this machine."""
     subject = "dispatch cache"
     try:
-        from vllm_sparse.cpu.table import cache_folder
+        from vllm_sparse.table import cache_folder
     except Exception as error:  # whatever vLLM's import raises
         return [Check(subject, f"not looked for: {error}")]
     files = sorted(cache_folder().glob("dispatch-*.json"))
@@ -178,10 +199,12 @@ def _table(file: Path) -> str:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
         about, shapes = data["context"], len(data["tables"])
-        return (
-            f"{shapes} layer shapes, {about['isa']}, {about['threads']} threads, "
-            f"torch {about['torch']}, vllm {about['vllm']}"
-        )
+        if "gpu" in about:
+            where = f"{about['gpu']}, triton {about['triton']}"
+        else:
+            where = f"{about['isa']}, {about['threads']} threads"
+        versions = f"torch {about['torch']}, vllm {about['vllm']}"
+        return f"{shapes} layer shapes, {where}, {versions}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"cannot be read ({error!r}); the next start writes it anew"
 

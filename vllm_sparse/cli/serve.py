@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 _EXECUTION_HELP = {
-    "kernels": "Kernels of the plugin on a CPU: where they were measured to be faster "
-    "than vLLM's own (auto, the default), always for few tokens (on), never (off).",
+    "kernels": "Kernels of the plugin: where they were measured to be faster than "
+    "vLLM's own (auto, the default), always for few tokens (on), never (off).",
     "dense_fallback": "Keep vLLM's own layout of a weight beside the plugin's, fastest "
     "for prompts (keep, the default), or drop it to use half the memory (drop).",
     "sparse_weights": "Pack pruned weights in memory, so that decoding reads fewer "
@@ -42,6 +42,13 @@ _EXECUTION_HELP = {
     "dense_weights": "Give layers without any sparsity the plugin's layout too, which "
     "is read faster at few tokens and gives the dense result (auto), or leave them to "
     "vLLM (off, the default). 'auto' alone activates the plugin for a dense model.",
+    "sparse_steps": "Which steps of layers with kernels of the plugin are sparse: all "
+    "of the phase, or those that a sparse kernel makes faster, while larger ones run "
+    "dense (fast). auto, the default: fast on a GPU, all on a CPU. With fast, how a "
+    "token is computed depends on how many tokens are in its step.",
+    "shared_lists": "On a GPU: let 3 to 16 tokens, all sparse, share one list of "
+    "channels where that is fastest (auto), or never (off, the default). With auto a "
+    "token's result depends on its neighbours.",
 }
 PROGRAM = "vllm-sparse serve"
 OFF = "off"
@@ -51,6 +58,8 @@ _OUR_FLAGS = (
     "--dense_fallback",
     "--sparse_w",
     "--dense_w",
+    "--sparse_s",
+    "--shared_l",
 )
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 from nmsparse.native.abi import DTYPES
 from nmsparse.ops.packed.cpu import stream_o_major
 from vllm_sparse.cpu.products import STOCK, STREAM
-from vllm_sparse.cpu.table import Times, choose
+from vllm_sparse.table import Times, choose
 
 # vLLM's own: (x, weight, bias) -> logits.
 Gemm = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]

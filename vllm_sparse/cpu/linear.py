@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,40 +12,19 @@ import torch
 from nmsparse.ops.linear.planned import SparseLinearPlan
 from nmsparse.ops.online.planned import OnlinePlan
 from nmsparse.ops.sparsify.cpu import sparsify_cpu
-from nmsparse.pattern import NMPattern
 from vllm_sparse.cpu.products import Product, products
-from vllm_sparse.cpu.table import TOKENS, Times, choose
 from vllm_sparse.cpu.weights import Weights
 from vllm_sparse.phases import selected_tokens
+from vllm_sparse.table import TOKENS, Times, choose
 
 if TYPE_CHECKING:
+    from vllm_sparse.owned import Selection
     from vllm_sparse.phases import TokenPhases
-    from vllm_sparse.treatment.layer import Treatment
 
     Plan = SparseLinearPlan | OnlinePlan
 
 GATHER, PER_TOKEN, MASKED = "gather", "per_token", "masked"
 _ELEMENTS, _NONZEROS = 0, 1
-
-
-@dataclass(frozen=True, slots=True)
-class Selection:
-    """What is sparsified.
-
-    Attributes:
-        pattern: N of M channels stay.
-        phase: codes of the tokens, 0 for all.
-        treatment: what is done beyond magnitude; None for nothing.
-    """
-
-    pattern: NMPattern
-    phase: int
-    treatment: Treatment | None = None
-
-    @property
-    def density(self) -> float:
-        """Share of channels that stay."""
-        return self.pattern.n / self.pattern.m
 
 
 class CpuLinear:
@@ -59,6 +37,7 @@ class CpuLinear:
         selection: what is sparsified; None for a dense input.
         phases: phases of the step's tokens.
         always: use our kernels for few tokens without having measured them.
+        fast: run steps dense that no sparse kernel wins at.
 
     Attributes:
         dtype: type of weight and activations.
@@ -75,6 +54,7 @@ class CpuLinear:
         selection: Selection | None,
         phases: TokenPhases,
         always: bool = False,
+        fast: bool = False,
     ) -> None:
         self.in_features = in_features
         self.selection = selection
@@ -82,6 +62,7 @@ class CpuLinear:
         self.times: Times = {}
         self._phases = phases
         self._always = always
+        self._fast = fast
         self._chosen: dict[tuple[int, bool], str] = {}
         self.set_weights(weights, stock)
 
@@ -123,6 +104,12 @@ class CpuLinear:
             found[str(tokens)] = way + gain
         return found
 
+    def describe(self) -> str:
+        """Return what runs the layer, for people to read."""
+        packed = self.weights.packed is not None
+        held = "bits and values" if packed else "K-major rows"
+        return f"our {held} for few tokens, {self.first} for many"
+
     # -- choice ---------------------------------------------------------------------
 
     def set_times(self, times: Times) -> None:
@@ -146,12 +133,13 @@ class CpuLinear:
         )
         if not sparse:
             return product
-        masked = f"{MASKED}+{product}"
+        # What runs where no sparse kernel wins.
+        other = product if self._fast else f"{MASKED}+{product}"
         if self.weights.rows is None or tokens > TOKENS[-1]:
-            return masked
+            return other
         if self._always:
             return GATHER
-        return choose(self.times, masked, tokens, [masked, GATHER, PER_TOKEN])
+        return choose(self.times, other, tokens, [other, GATHER, PER_TOKEN])
 
     def _ours(self, tokens: int) -> str:
         """Return the last product, which is ours, for few tokens."""
@@ -187,11 +175,11 @@ class CpuLinear:
         if not len(x):
             return x.new_empty(0, self._outputs)
         selected = self._selected(len(x))
-        if selected is None:
+        if selected is None and not self._fast:
             return self._mixed(x, bias, counters)
-        way = self._way(x, sparse=selected)
+        way = self._way(x, sparse=bool(selected))
         self.calls[way] += 1
-        if not selected:
+        if way in self.products:  # dense
             return self.products[way](x, bias)
         nonzeros = self._counter(x, counters)
         if way.startswith(MASKED):
@@ -202,7 +190,7 @@ class CpuLinear:
         if x.dtype is self.dtype:
             return self.way(len(x), sparse=sparse)
         # Our kernels would read the weight in the type of x: leave the answer to torch.
-        return f"{MASKED}+{self.first}" if sparse else self.first
+        return f"{MASKED}+{self.first}" if sparse and not self._fast else self.first
 
     def _selected(self, tokens: int) -> bool | None:
         """Return whether all tokens are sparsified, none, or (None) some."""

@@ -18,8 +18,8 @@ from vllm_sparse.custom_ops import linear_tokens, register_linear
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vllm_sparse.cpu.linear import Selection
     from vllm_sparse.execution import Execution
+    from vllm_sparse.owned import Selection
     from vllm_sparse.phases import TokenPhases
 
 
@@ -122,6 +122,7 @@ class CpuLinearMethod(LinearMethodBase):
                 selection=self._selection,
                 phases=self._phases,
                 always=self._execution.kernels == "on",
+                fast=self._execution.leaves_steps_dense("cpu"),
             )
             # Buffers, so that compiled code takes them as inputs; not persistent, so
             # that weight loading does not look for them.

@@ -17,7 +17,7 @@ from vllm_sparse import __version__
 from vllm_sparse.compat import installed_vllm
 from vllm_sparse.cpu.head import StreamedHead
 from vllm_sparse.cpu.linear import CpuLinear
-from vllm_sparse.cpu.table import TOKENS, TableCache, Times, cache_folder, measure
+from vllm_sparse.table import TOKENS, TableCache, Times, cache_folder, measure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -64,6 +64,10 @@ def run(job: dict[str, Any]) -> dict[str, Any]:
         from support import nested
 
         nested.register()
+    if job.get("as_gpu"):
+        from support import as_gpu
+
+        as_gpu.pretend()
     llm = LLM(model=job["model"], **{**options, **job.get("options", {})})
     sampling = SamplingParams(
         temperature=0.0,

@@ -16,9 +16,12 @@ from vllm_sparse import __version__
 from vllm_sparse.cli import doctor as module
 from vllm_sparse.cli import main
 from vllm_sparse.cli.doctor import Check
-from vllm_sparse.cpu.table import CACHE_ENV, TableCache
+from vllm_sparse.gpu import support
+from vllm_sparse.table import CACHE_ENV, TableCache
 
-SECTIONS = ("_versions", "_hardware", "_plugin", "_native", "_backends", "_tables")
+SECTIONS = (
+    *("_versions", "_hardware", "_plugin", "_native", "_gpu", "_backends", "_tables"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,19 @@ def test_no_native_kernels_is_no_failure(monkeypatch):
     assert module._native() == [Check("cpu kernels", "none: C++ compiler: none")]
 
 
+def test_gpu_kernels_and_why_not(monkeypatch):
+    monkeypatch.setattr(support, "installed_triton", lambda: "3.9")
+    monkeypatch.setattr(support, "engine_problem", lambda: None)
+    (check,) = module._gpu()
+    assert check.ok is True
+    assert check.found.startswith("triton 3.9: unquantized layers gather rows where")
+    monkeypatch.setattr(support, "engine_problem", lambda: "no device")
+    text = "none: no device (triton 3.9 is importable)"
+    assert module._gpu() == [Check("gpu kernels", text)]
+    monkeypatch.setattr(support, "installed_triton", lambda: None)
+    assert module._gpu() == [Check("gpu kernels", "none: no device")]
+
+
 def test_settings_that_cannot_be_obeyed_fail(monkeypatch):
     def refuse(*args, **kwargs):
         raise ValueError("NMSPARSE_ISA='avx215': unknown ISA level")
@@ -177,6 +193,12 @@ def test_dispatch_cache(monkeypatch, tmp_path):
     cache.path.write_text("{")
     (check,) = module._tables()
     assert "cannot be read" in check.found
+    cache.path.unlink()
+    about = {"gpu": "A GPU", "triton": "3.9", "torch": "2.13", "vllm": "0.32.0"}
+    TableCache(tmp_path, about).put("8x8", {1: {"dense": 1.0}})
+    (check,) = module._tables()
+    text = "1 layer shapes, A GPU, triton 3.9, torch 2.13, vllm 0.32.0"
+    assert check.found.endswith(text)
 
 
 def test_memory_of_a_model(quick, capsys):

@@ -43,6 +43,8 @@ def parse(*arguments):
         (["--kernels", "on"], {"kernels": "on"}),
         (["--dense-fallback", "drop"], {"dense_fallback": "drop"}),
         (["--sparse-weights", "off"], {"sparse_weights": "off"}),
+        (["--sparse-steps", "fast"], {"sparse_steps": "fast"}),
+        (["--shared-lists", "auto"], {"shared_lists": "auto"}),
         (
             ["--activation-sparsity", "2:4", "--dense-weights", "auto"],
             {"activation_sparsity": "2:4", "dense_weights": "auto"},
@@ -90,6 +92,8 @@ def test_help_explains_the_pattern():
         ("--dense_fallback=drop", "--dense-fallback=drop"),
         ("--dense_weights", "--dense-weights"),
         ("--sparse_weights", "--sparse-weights"),
+        ("--sparse_steps=fast", "--sparse-steps=fast"),
+        ("--shared_lists", "--shared-lists"),
         ("--kernel_config", "--kernel_config"),
         ("/a_b/c_d.json", "/a_b/c_d.json"),
         ("--max_model_len=1", "--max_model_len=1"),
@@ -127,9 +131,10 @@ def test_the_checked_configuration_travels_inline(model, capsys):
 
 
 def test_how_layers_run_travels_beside_the_configuration(model):
-    flags = ("--kernels", "on", "--dense-fallback", "drop")
+    flags = ("--kernels", "on", "--dense-fallback", "drop", "--sparse-steps", "fast")
     options = activate(model, "--activation-sparsity", "8:16", *flags)["vllm_sparse"]
     assert (options["kernels"], options["dense_fallback"]) == ("on", "drop")
+    assert options["sparse_steps"] == "fast"
     assert "sparse_weights" not in options
     found = SparsityConfig.parse(options["config"], source="test")
     assert found == SparsityConfig.uniform("8:16")

@@ -12,7 +12,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 
 from vllm_sparse.cpu.head import StreamedHead, wrap_heads
 from vllm_sparse.cpu.prepare import measure_layers
-from vllm_sparse.cpu.table import TOKENS
+from vllm_sparse.table import TOKENS
 
 VOCABULARY, K = 130, 64
 FAST = {tokens: {"stock": 2.0, "stream": 1.0} for tokens in (1, 2)}

@@ -13,11 +13,11 @@ from nmsparse import sparsify
 from nmsparse.config import ActivationSparsity
 from nmsparse.ops.online import online_linear
 from nmsparse.pattern import NMPattern
-from vllm_sparse.cpu.linear import CpuLinear, Selection
-from vllm_sparse.cpu.table import TOKENS
+from vllm_sparse.cpu.linear import CpuLinear
 from vllm_sparse.cpu.weights import take_weight
 from vllm_sparse.custom_ops import _sparsify_tokens_cpu
 from vllm_sparse.execution import Execution
+from vllm_sparse.owned import Selection
 from vllm_sparse.phases import (
     BUT_FIRST,
     DECODE,
@@ -25,6 +25,7 @@ from vllm_sparse.phases import (
     TokenPhases,
     selected_tokens,
 )
+from vllm_sparse.table import TOKENS
 from vllm_sparse.treatment.layer import make_treatment
 
 K, OUT, SLOTS = 64, 96, 24
@@ -234,6 +235,32 @@ def test_without_a_table_nothing_is_left_for_ours():
     assert linear.way(16, sparse=True) == "gather"
     assert linear.way(17, sparse=True) == "masked+stock"
     assert linear.explain() == dict.fromkeys(map(str, TOKENS), "gather 2.00x")
+
+
+def test_fast_runs_dense_what_no_sparse_kernel_wins_at():
+    linear, weight, phases = make(fast=True)
+    assert {linear.way(t, sparse=True) for t in range(1, 99)} == {"stock"}
+    prefer(linear, "gather")
+    assert linear.way(16, sparse=True) == "gather"
+    assert linear.way(17, sparse=True) == "stock"
+    assert linear.explain() == dict.fromkeys(map(str, TOKENS), "gather 2.00x")
+    prefer(linear, "stock", "gather")
+    x, counts = random(3, K), counters()
+    step(phases, "ddd")
+    close(linear.run(x, None, counts), x, weight)
+    assert counts.tolist() == [100, 10], "dense tokens are not counted"
+    assert dict(linear.calls) == {"stock": 1}
+    assert make(fast=True, always=True)[0].way(16, sparse=True) == "gather"
+
+
+@pytest.mark.parametrize("form", ["rows", "packed"])
+def test_fast_does_not_select_in_mixed_steps(form):
+    linear, weight, phases = make(form, phase=DECODE, always=True, fast=True)
+    step(phases, "dpd")
+    x, counts = random(3, K), counters()
+    close(linear.run(x, None, counts), x, weight)
+    assert counts.tolist() == [100, 10]
+    assert all(not way.startswith("masked") for way in linear.calls)
 
 
 def test_layers_of_one_key_have_the_same_ways():

@@ -14,9 +14,9 @@ from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from nmsparse import sparsify
 from nmsparse.pattern import NMPattern
 from vllm_sparse.cpu import method as module
-from vllm_sparse.cpu.linear import Selection
 from vllm_sparse.cpu.method import CpuLinearMethod
 from vllm_sparse.execution import Execution
+from vllm_sparse.owned import Selection
 from vllm_sparse.packed.keep import keep_packed
 from vllm_sparse.phases import TokenPhases
 

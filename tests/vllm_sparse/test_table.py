@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from vllm_sparse.cpu import table as module
-from vllm_sparse.cpu.table import (
+from vllm_sparse import table as module
+from vllm_sparse.table import (
     CACHE_ENV,
     MIN_GAIN,
     TOKENS,

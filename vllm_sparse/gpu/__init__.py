@@ -1,0 +1,1 @@
+"""Linear layers that own their weight on a GPU, and choose a kernel per step."""

@@ -1,0 +1,212 @@
+"""``Owner``: which layers of an engine own their weight, and why the others do not."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.logger import init_logger
+
+from nmsparse.dispatch import BACKEND_ENV
+from nmsparse.pattern import NMPattern, Pattern
+from vllm_sparse.execution import AUTO, OFF, Execution
+from vllm_sparse.owned import OwnedLinear, Selection
+from vllm_sparse.treatment.weights import PLAIN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vllm.model_executor.layers.linear import LinearBase, LinearMethodBase
+
+    from vllm_sparse.phases import TokenPhases
+    from vllm_sparse.state import LayerState
+    from vllm_sparse.treatment.layer import Treatment
+
+    Loaded = Callable[[OwnedLinear | None], None]
+
+logger = init_logger("vllm." + __name__)
+
+# What our kernels read.
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# The one backend of each device; no others have kernels.
+_BACKENDS = {"cpu": "cpu", "cuda": "triton"}
+
+
+class Owner:
+    """Let layers keep their weight in the layouts of our kernels, where there are any.
+
+    Args:
+        execution: the engine's choices.
+        phases: phases of the step's tokens, on the engine's device.
+        phase: codes of the tokens to sparsify, 0 for all.
+        device: type of that device.
+        sleeps: whether the engine may give its memory back for a while.
+    """
+
+    def __init__(
+        self,
+        execution: Execution,
+        phases: TokenPhases,
+        phase: int,
+        device: str,
+        *,
+        sleeps: bool = False,
+    ) -> None:
+        self._execution = execution
+        self._phases = phases
+        self._phase = phase
+        self._device = device
+        self._sleeps = sleeps
+        self._problem = self._find_problem()
+
+    def why_not(
+        self, layer: LinearBase, pattern: Pattern | None, treatment: Treatment | None
+    ) -> str | None:
+        """Return why a layer does not own its weight; None if it does."""
+        if self._problem is not None:
+            return self._problem
+        if pattern is not None:
+            kept, group = pattern.group(layer.input_size)
+            if kept == group:
+                return "all channels stay, so there is nothing to gain"
+        if treatment is not None and treatment.batch_dependent:
+            return "the criterion looks at several tokens, the kernels at one"
+        method = layer.quant_method
+        if type(method).__name__ not in PLAIN:
+            return f"vLLM's {type(method).__name__} has no dense weight"
+        if layer.params_dtype not in _DTYPES:
+            return f"no kernel for {layer.params_dtype}"
+        if self._device == "cpu":
+            return None
+        from vllm_sparse.gpu.support import layer_problem
+
+        if pattern is None and not self._execution.may_pack_on_gpu:
+            return "nothing is sparse"
+        return layer_problem(method, treatment)
+
+    def take(
+        self,
+        layer: LinearBase,
+        state: LayerState,
+        treatment: Treatment | None,
+        after_load: Callable[[], None],
+    ) -> None:
+        """Let a layer own its weight; its state says so once the weight is there.
+
+        Args:
+            layer: just built, and :meth:`why_not` is None.
+            state: what is known about it.
+            treatment: what it does beyond magnitude.
+            after_load: called once the layer's weights are in place.
+        """
+        device = self._phases.codes.device
+        counters = torch.zeros(2, dtype=torch.int64, device=device)
+        layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
+        selection = None
+        if state.pattern is not None:
+            state.counters = counters
+            # K on this rank: a shard for row-parallel layers.
+            k_local = getattr(layer, "input_size_per_partition", layer.input_size)
+            pattern = NMPattern(*state.pattern.group(k_local))
+            selection = Selection(pattern, self._phase, treatment)
+
+        def loaded(linear: OwnedLinear | None) -> None:
+            if linear is not None:
+                # Sessions outlive engines; weights must not.
+                state.find_linear = weakref.ref(linear)
+                state.backend = _BACKENDS[self._device]
+                rule = state.reason.partition(";")[0]
+                state.reason = f"{rule}; {linear.describe()}"
+            after_load()
+
+        make = self._on_cpu if self._device == "cpu" else self._on_gpu
+        layer.quant_method = make(layer, selection, counters, loaded)
+
+    def prepare(self, model: torch.nn.Module, linears: Sequence[Any]) -> None:
+        """Measure which kernels win, once the model is loaded.
+
+        On a GPU each layer was measured when it was loaded: code is captured later.
+
+        Args:
+            model: the finished model.
+            linears: what runs its layers that own their weight.
+        """
+        if self._problem is not None or self._device != "cpu":
+            return
+        from vllm_sparse.cpu.head import wrap_heads
+        from vllm_sparse.cpu.prepare import prepare
+
+        if self._execution.kernels == AUTO:
+            prepare([*linears, *wrap_heads(model)])
+
+    def _find_problem(self) -> str | None:
+        """Return why no layer can own its weight; None if layers can."""
+        if self._execution.kernels == OFF:
+            return "kernels are off"
+        ours = _BACKENDS.get(self._device)
+        if ours is None:
+            return f"no kernel for {self._device}"
+        forced = os.environ.get(BACKEND_ENV)
+        if forced and forced != ours:
+            return f"{BACKEND_ENV}={forced}"
+        if self._device == "cpu":
+            from nmsparse.native import library
+
+            status = library.status()
+            problem = None if status.available else status.reason
+        else:
+            from vllm_sparse.gpu.support import engine_problem
+
+            problem = engine_problem(sleeps=self._sleeps)
+        if problem is not None:
+            logger.warning(
+                "vllm-sparse: no %s kernels, so nothing gets faster: %s",
+                "CPU" if self._device == "cpu" else "GPU",
+                problem,
+            )
+        return problem
+
+    def _on_cpu(
+        self,
+        layer: LinearBase,
+        selection: Selection | None,
+        counters: torch.Tensor,
+        loaded: Loaded,
+    ) -> LinearMethodBase:
+        from vllm_sparse.cpu.method import CpuLinearMethod
+
+        return CpuLinearMethod(
+            layer.quant_method,
+            selection=selection,
+            execution=self._execution,
+            phases=self._phases,
+            counters=counters,
+            after_load=loaded,
+        )
+
+    def _on_gpu(
+        self,
+        layer: LinearBase,
+        selection: Selection | None,
+        counters: torch.Tensor,
+        loaded: Loaded,
+    ) -> LinearMethodBase:
+        from vllm_sparse.gpu.method import GpuLinearMethod
+
+        if selection is not None and self._execution.shared_lists == AUTO:
+            logger.warning_once(
+                "vllm-sparse: shared_lists is auto: 3 to 16 tokens of a step may share "
+                "one list of channels, so the answer to a request depends on the "
+                "requests beside it."
+            )
+        return GpuLinearMethod(
+            layer.quant_method,
+            layer=layer,
+            selection=selection,
+            execution=self._execution,
+            masks=self._phases.masks(self._phase),
+            counters=counters,
+            after_load=loaded,
+        )
