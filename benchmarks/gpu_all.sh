@@ -18,9 +18,10 @@ which no time is left is skipped, and the summary says so.
 
 parts, in this order:
   environment     what the machine has
+  check           every kernel on small shapes, against pure torch
   gpu-tests       tests that need a GPU
   tests           all tests of the Triton kernels, compiled
-  memcheck        every kernel on small shapes, under compute-sanitizer
+  memcheck        the same as check, under compute-sanitizer
   kernels         single products with one token
   decode          vLLM, Llama-3.1-8B's shapes, batch 1 and 64
   kernels-more    single products with 2 to 16 tokens, and prompts
@@ -86,7 +87,8 @@ export PYTHONPATH="$root:$root/kernels:$root/tests/shared${PYTHONPATH:+:$PYTHONP
 export PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1
 unset TRITON_INTERPRET NMSPARSE_BACKEND
 
-parts=(environment gpu-tests tests memcheck kernels decode kernels-more decode-more roofline)
+parts=(environment check gpu-tests tests memcheck kernels decode kernels-more decode-more)
+parts+=(roofline)
 for part in ${only[@]+"${only[@]}"}; do
   [[ " ${parts[*]} " == *" $part "* ]] || fail "--only $part is unknown. Expected: see --help"
 done
@@ -172,7 +174,7 @@ CODE
 
 # The project's own pytest options ask for plugins that a GPU machine may lack.
 tests=("$python" -m pytest -q -o addopts=--import-mode=importlib)
-tests+=(-p no:cacheprovider tests/nmsparse/ops/triton)
+tests+=(-p no:cacheprovider)
 named=()
 [ -z "$commit" ] || named=(--commit "$commit")
 read -r -a more_kernels <<<"${KERNELS_ARGS:-}"
@@ -185,10 +187,11 @@ decode+=(${named[@]+"${named[@]}"} ${more_decode[@]+"${more_decode[@]}"})
 export -f environment
 export python
 part environment 60 bash -c environment
+part check 90 "$python" benchmarks/gpu_kernels.py --check
 
 if has pytest hypothesis; then
-  part gpu-tests 60 "${tests[@]}" -m gpu
-  part tests 120 "${tests[@]}" -m "not gpu"
+  part gpu-tests 60 "${tests[@]}" -m gpu tests/nmsparse/ops
+  part tests 120 "${tests[@]}" -m "not gpu" tests/nmsparse/ops/triton
 else
   skip gpu-tests "pytest or hypothesis is not installed"
   skip tests "pytest or hypothesis is not installed"
@@ -198,7 +201,7 @@ if sanitizer=$(command -v compute-sanitizer); then
   # Without torch's cache every tensor is an allocation, so that its end is one too.
   part memcheck 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
     "$sanitizer" --tool memcheck --error-exitcode 9 --target-processes all \
-    "$python" benchmarks/gpu_kernels.py --check
+    "$python" benchmarks/gpu_kernels.py --check --shapes 80x72
 else
   skip memcheck "there is no compute-sanitizer on PATH"
 fi

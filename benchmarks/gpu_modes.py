@@ -8,9 +8,9 @@ pure torch, so that a wrong kernel is not timed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import gpu_peer_triton as peer
 import torch
@@ -34,6 +34,16 @@ from nmsparse.ops.sparsify.shared import shared_scores
 STOCK, CONTROL = "cublas", "cublas again"
 # How many activations take turns: real tokens differ from each other.
 INPUTS = 4
+
+
+class Algorithm(NamedTuple):
+    """What cuSPARSELt has in the place of tiles."""
+
+    number: int
+
+
+# Numbers beyond those it has are refused, and left out.
+ALGORITHMS = tuple(Algorithm(number) for number in range(6))
 
 
 class Unavailable(Exception):
@@ -197,21 +207,36 @@ def _sparse_tensor_cores(sparse: str, weights: Weights, xs: Inputs) -> Mode:
     if reason is not None:
         raise Unavailable(reason)
     if sparse == "weight":
-        compressed = weights.semi_structured
-        return Mode(
-            lambda i, _: cslt.semi_structured_linear(
-                xs[i % len(xs)], compressed[i % len(compressed)]
-            ),
-            lambda i: _product(xs[i], weights.two_of_four),
-            compressed[0].nbytes,
-        )
+        return _sparse_weights(weights, xs)
     turns = weights.o_major
 
-    def run(i: int, _: Any) -> torch.Tensor:
+    def run(i: int, tiles: Algorithm) -> torch.Tensor:
         masked = mask_tokens(xs[i % len(xs)], kept=2, group=4).values
-        return cslt.semi_structured_activation_linear(masked, turns[i % len(turns)])
+        return cslt.semi_structured_activation_linear(
+            masked, turns[i % len(turns)], algorithm=tiles.number
+        )
 
-    return Mode(run, lambda i: _product(_masked("2:4", xs[i]), dense), dense.nbytes)
+    return Mode(
+        run,
+        lambda i: _product(_masked("2:4", xs[i]), dense),
+        dense.nbytes,
+        ALGORITHMS,
+    )
+
+
+def _sparse_weights(weights: Weights, xs: Inputs) -> Mode:
+    turns = weights.semi_structured
+
+    def run(i: int, tiles: Algorithm) -> torch.Tensor:
+        weight = replace(turns[i % len(turns)], algorithm=tiles.number)
+        return cslt.semi_structured_linear(xs[i % len(xs)], weight)
+
+    return Mode(
+        run,
+        lambda i: _product(xs[i], weights.two_of_four),
+        turns[0].nbytes,
+        ALGORITHMS,
+    )
 
 
 def _mask(text: str, weights: Weights, xs: Inputs) -> Mode:

@@ -88,7 +88,13 @@ def test_all_parts_run_in_order(script, tmp_path):
     env.write_text("export FROM_ENV=yes\n")
     code, out, err, log = script("--commit", "abc", GPU_ENV=str(env))
     assert code == 0, out + err
-    parts = ["-m gpu", "-m not gpu", "--check", "--tokens 1 --seconds"]
+    parts = [
+        "--check",
+        "-m gpu",
+        "-m not gpu",
+        "--check --shapes",
+        "--tokens 1 --seconds",
+    ]
     parts += ["--batches 1 64", "--tokens 2 4 8 16 512 2048", "--batches 2 4"]
     parts += ["pruned 50%", "--model llama-1b", "gpu_roofline.py --rows"]
     assert len(log) == len(parts)
@@ -99,7 +105,7 @@ def test_all_parts_run_in_order(script, tmp_path):
     assert len(timed) == 6
     assert all("--commit abc" in line for line in timed)
     summary = (tmp_path / "out" / "summary.txt").read_text()
-    assert summary.count(" ok") == 9
+    assert summary.count(" ok") == 10
     assert "a GPU" in (tmp_path / "out" / "environment.log").read_text()
 
 
@@ -110,7 +116,7 @@ def test_a_part_that_fails_does_not_stop_the_others(script, tmp_path):
     assert "it is broken" in out
     summary = (tmp_path / "out" / "summary.txt").read_text()
     assert summary.count("failed: status 3, see decode") == 2
-    assert summary.count(" ok") == 7
+    assert summary.count(" ok") == 8
 
 
 def test_what_is_not_installed_is_skipped(script, tmp_path):

@@ -226,3 +226,35 @@ def test_fastest_tiles_are_those_that_are_right(scripts, capfd):
     mode, expected = mode_of(result, tiles=("broken",))
     with pytest.raises(RuntimeError, match="does not compile"):
         fastest(mode, 1, 2, seconds.__getitem__)
+
+
+@pytest.mark.parametrize(
+    ("mode", "kernel"),
+    [
+        ("8:16", "gather_lists"),
+        ("4:16 shared", "gather_lists"),
+        ("packed 50%", "packed_linear_triton"),
+        ("packed 2:4", "group_packed_linear_triton"),
+    ],
+)
+def test_calls_take_the_tiles_and_the_next_copy(
+    scripts, device, monkeypatch, mode, kernel
+):
+    import gpu_modes
+    from gpu_weights import Shape, Weights
+
+    seen = []
+
+    def recorded(x, weight, *args, tiles):
+        seen.append((id(weight), tiles))
+
+    monkeypatch.setattr(gpu_modes, kernel, recorded)
+    weights = Weights(Shape(64, 32), torch.bfloat16, device, 3)
+    made = gpu_modes.MODES[mode](weights, gpu_modes.inputs(2, weights))
+    assert len(made.tiles) == len(set(made.tiles)) > 1
+    for number in range(6):
+        made.run(number, made.tiles[number % 2])
+    assert [tiles for _, tiles in seen] == [*made.tiles[:2]] * 3
+    copies = [weight for weight, _ in seen]
+    assert copies[:3] == copies[3:]
+    assert len(set(copies)) == 3
