@@ -69,3 +69,12 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
                 f"Activation sparsity does not work with {feature}: a layer would not "
                 "know which tokens it sees. Turn one off."
             )
+
+
+def offloads(vllm_config: VllmConfig) -> bool:
+    """Return whether the engine keeps weights in the host's memory."""
+    found = getattr(vllm_config, "offload_config", None)
+    uva, prefetch = getattr(found, "uva", None), getattr(found, "prefetch", None)
+    return bool(
+        getattr(uva, "cpu_offload_gb", 0) or getattr(prefetch, "offload_group_size", 0)
+    )

@@ -11,7 +11,7 @@ from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.packed_manifest import QUANT_METHOD as PACKED
 from vllm_sparse import runner_hooks
 from vllm_sparse.execution import Execution
-from vllm_sparse.options import FINGERPRINT, OPTIONS_KEY, Found, resolve_options
+from vllm_sparse.options import OPTIONS_KEY, Found, resolve_options
 from vllm_sparse.options import local_model_folder as find_folder
 from vllm_sparse.session import Session
 
@@ -63,7 +63,7 @@ def current_session() -> Session | None:
         _INACTIVE[key] = vllm_config.compilation_config
         return None
     _SESSIONS[key] = session
-    _sign(vllm_config, session.config.fingerprint)
+    session.sign(vllm_config)
     return session
 
 
@@ -88,21 +88,3 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
     session = Session(vllm_config, found, execution)
     runner_hooks.install(find_phases, prepare_session)
     return session
-
-
-def _sign(vllm_config: VllmConfig, fingerprint: str) -> None:
-    """Make the resolved configuration part of vLLM's compile-cache key.
-
-    vLLM hashes ``additional_config`` into the key, and compiled code bakes in patterns
-    and phase, which may come from elsewhere (a sidecar).
-    """
-    extra = vllm_config.additional_config
-    if not isinstance(extra, dict):
-        raise ConfigError(
-            f"additional_config is a {type(extra).__name__}. Expected a dict: "
-            "activation sparsity records its fingerprint in it."
-        )
-    options = extra.get(OPTIONS_KEY) or {}
-    if options.get(FINGERPRINT) != fingerprint:
-        signed = {**options, FINGERPRINT: fingerprint}
-        vllm_config.additional_config = {**extra, OPTIONS_KEY: signed}

@@ -17,8 +17,10 @@ from nmsparse.suggest import unknown
 from vllm_sparse.execution import CHOICES, Execution
 
 OPTIONS_KEY = "vllm_sparse"
-# Written by the session, so that it is part of vLLM's compile-cache key.
-FINGERPRINT = "fingerprint"
+# Written by the session, so that they are part of vLLM's compile-cache key: of the
+# configuration, and of what was made of the layers.
+FINGERPRINT, LAYERS = "fingerprint", "layers"
+SIGNATURES = (FINGERPRINT, LAYERS)
 # What ``vllm-sparse serve`` resolved the configuration from, for people to read.
 SOURCE = "source"
 # Where the parameters file of an inline configuration lies.
@@ -73,7 +75,7 @@ def resolve_options(
     Raises:
         ConfigError: for unknown keys, wrong types, or a configuration in error.
     """
-    given = {k: v for k, v in (options or {}).items() if k != FINGERPRINT}
+    given = {k: v for k, v in (options or {}).items() if k not in SIGNATURES}
     for key in given:
         if key not in _KEYS:
             raise ConfigError(f"{_WHERE}: {unknown('key', str(key), _KEYS)}")

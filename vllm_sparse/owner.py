@@ -11,6 +11,7 @@ from vllm.logger import init_logger
 
 from nmsparse.dispatch import BACKEND_ENV
 from nmsparse.pattern import NMPattern, Pattern
+from vllm_sparse.buffers import add_buffer
 from vllm_sparse.execution import AUTO, OFF, Execution
 from vllm_sparse.owned import OwnedLinear, Selection
 from vllm_sparse.treatment.weights import PLAIN
@@ -43,6 +44,8 @@ class Owner:
         phase: codes of the tokens to sparsify, 0 for all.
         device: type of that device.
         sleeps: whether the engine may give its memory back for a while.
+        offloads: whether it keeps weights in the host's memory.
+        sign: is told which method runs a layer, once its weight is there.
     """
 
     def __init__(
@@ -53,12 +56,16 @@ class Owner:
         device: str,
         *,
         sleeps: bool = False,
+        offloads: bool = False,
+        sign: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._execution = execution
         self._phases = phases
         self._phase = phase
         self._device = device
         self._sleeps = sleeps
+        self._offloads = offloads
+        self._sign = sign
         self._problem = self._find_problem()
 
     def why_not(
@@ -103,7 +110,7 @@ class Owner:
         """
         device = self._phases.codes.device
         counters = torch.zeros(2, dtype=torch.int64, device=device)
-        layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
+        add_buffer(layer, "counters", counters)
         selection = None
         if state.pattern is not None:
             state.counters = counters
@@ -119,6 +126,8 @@ class Owner:
                 state.backend = _BACKENDS[self._device]
                 rule = state.reason.partition(";")[0]
                 state.reason = f"{rule}; {linear.describe()}"
+            method = type(layer.quant_method).__name__
+            self._sign(f"{state.name}: {method} {linear is not None}")
             after_load()
 
         make = self._on_cpu if self._device == "cpu" else self._on_gpu
@@ -159,7 +168,7 @@ class Owner:
         else:
             from vllm_sparse.gpu.support import engine_problem
 
-            problem = engine_problem(sleeps=self._sleeps)
+            problem = engine_problem(sleeps=self._sleeps, offloads=self._offloads)
         if problem is not None:
             logger.warning(
                 "vllm-sparse: no %s kernels, so nothing gets faster: %s",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,14 +12,16 @@ from vllm.model_executor.layers.linear import LinearBase
 from nmsparse.criteria import DEFAULT_CRITERION
 from nmsparse.dispatch import explain
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
-from vllm_sparse.checks import check_fits, refuse_unsupported
+from vllm_sparse.buffers import add_buffer
+from vllm_sparse.checks import check_fits, offloads, refuse_unsupported
 from vllm_sparse.describe import describe, describe_share
 from vllm_sparse.execution import DEFAULT, Execution
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.names import model_class, to_vllm_names, translator, with_parts
-from vllm_sparse.options import Found
+from vllm_sparse.options import FINGERPRINT, LAYERS, Found
 from vllm_sparse.owner import Owner
 from vllm_sparse.phases import TokenPhases, phase_code
+from vllm_sparse.signature import sign
 from vllm_sparse.state import LayerState
 from vllm_sparse.treatment.layer import Treatment, make_treatment
 from vllm_sparse.treatment.method import TreatedLinearMethod
@@ -53,6 +56,8 @@ class Session:
         model = model_class(vllm_config)
         mapper = getattr(model, "hf_to_vllm_mapper", None)
         self.vllm_config = vllm_config
+        # Models inside of models have copies of the engine's configuration.
+        self._configs = [vllm_config]
         self.config = to_vllm_names(found.config, mapper)
         self.source = found.source
         self.execution = execution
@@ -78,7 +83,10 @@ class Session:
             self._phase,
             self._device,
             sleeps=bool(vllm_config.model_config.enable_sleep_mode),
+            offloads=offloads(vllm_config),
+            sign=self._sign,
         )
+        self._form = hashlib.sha256()
 
     def attach(self, layer: LinearBase) -> None:
         """Decide about a layer that was just built, and wrap its method if sparse.
@@ -107,6 +115,7 @@ class Session:
             if self._device != "cpu":
                 state.reason += f"; not by kernels of ours: {why_not}"
             self._wrap(layer, state, treatment)
+            self._sign(f"{state.name}: {_method_name(layer)}")
         elif first:
             # Some layer must notice that loading ended, even if none is sparse.
             _call_after_load(layer, self._after_load)
@@ -197,10 +206,8 @@ class Session:
         assert state.pattern is not None
         device = self.phases.codes.device
         state.counters = torch.zeros(2, dtype=torch.int64, device=device)
-        # Buffers, so that torch.compile takes them as graph inputs; not persistent,
-        # so that weight loading does not look for them.
-        layer.register_buffer("vllm_sparse_codes", self.phases.codes, persistent=False)
-        layer.register_buffer("vllm_sparse_counters", state.counters, persistent=False)
+        add_buffer(layer, "codes", self.phases.codes)
+        add_buffer(layer, "counters", state.counters)
         if treatment is not None:
             layer.quant_method = TreatedLinearMethod(
                 layer.quant_method,
@@ -231,6 +238,22 @@ class Session:
         """
         linears = [x.linear for x in self.layers if x.linear is not None]
         self._owner.prepare(model, linears)
+
+    def sign(self, vllm_config: VllmConfig) -> None:
+        """Make what was resolved part of the compile-cache key.
+
+        Args:
+            vllm_config: under which a layer is built.
+        """
+        if not any(known is vllm_config for known in self._configs):
+            self._configs.append(vllm_config)
+        sign(vllm_config, FINGERPRINT, self.config.fingerprint)
+
+    def _sign(self, text: str) -> None:
+        """Make it part of the compile-cache key what runs a layer."""
+        self._form.update(f"{text}\n".encode())
+        for vllm_config in self._configs:
+            sign(vllm_config, LAYERS, self._form.hexdigest()[:16])
 
     def _after_load(self) -> None:
         """Check, once, that the finished model has what the configuration names."""

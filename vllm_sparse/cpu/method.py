@@ -11,6 +11,7 @@ from vllm.model_executor.layers.linear import (
     UnquantizedLinearMethod,
 )
 
+from vllm_sparse.buffers import add_buffer
 from vllm_sparse.cpu.linear import CpuLinear
 from vllm_sparse.cpu.weights import Weights, take_weight
 from vllm_sparse.custom_ops import linear_tokens, register_linear
@@ -124,12 +125,8 @@ class CpuLinearMethod(LinearMethodBase):
                 always=self._execution.kernels == "on",
                 fast=self._execution.leaves_steps_dense("cpu"),
             )
-            # Buffers, so that compiled code takes them as inputs; not persistent, so
-            # that weight loading does not look for them.
-            key = register_linear(self._linear)
-            layer.register_buffer("vllm_sparse_key", key, persistent=False)
-            counters = self._counters
-            layer.register_buffer("vllm_sparse_counters", counters, persistent=False)
+            add_buffer(layer, "key", register_linear(self._linear))
+            add_buffer(layer, "counters", self._counters)
         if not processed:
             self._after_load(self._linear)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from vllm_sparse.gpu.choice import (
+    DENSE,
     NEVER,
     Plan,
     choose_plan,
@@ -47,6 +48,13 @@ class GpuLinear:
         self.dense_above = dense_above
         self.times: Times = times or {}
         self._plans: dict[int, Plan] = {}
+        self._dense = False
+
+    def use_dense(self) -> None:
+        """Run every step by vLLM's product from now on: kernels do not run here."""
+        self._dense = True
+        self.weights.packed = None
+        self._plans.clear()
 
     @property
     def calls(self) -> Mapping[str, int]:
@@ -62,6 +70,8 @@ class GpuLinear:
         return found
 
     def _choose(self, tokens: int) -> Plan:
+        if self._dense:
+            return Plan(DENSE)
         if not self.sparse:
             return choose_product(self.times, tokens)
         return choose_plan(
@@ -75,6 +85,8 @@ class GpuLinear:
     @property
     def first(self) -> str:
         """The way of steps with many tokens."""
+        if self._dense:
+            return DENSE
         return first_way(self.dense_above if self.sparse else 0).way
 
     def explain(self) -> dict[str, str]:
@@ -91,6 +103,8 @@ class GpuLinear:
 
     def describe(self) -> str:
         """Return what runs the layer, for people to read."""
+        if self._dense:
+            return "vLLM's product, dense: our kernels do not run on this GPU"
         if not self.sparse:
             return f"our bits and values for few tokens, {self.first} for many"
         held = "K-major rows"

@@ -6,9 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.model_executor.layers.linear import LinearMethodBase
+from vllm.logger import init_logger
+from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
 
 from nmsparse.packed import PackedWeight
+from vllm_sparse.buffers import add_buffer
 from vllm_sparse.custom_ops import register_linear
 from vllm_sparse.execution import AUTO, ON
 from vllm_sparse.gpu import ops
@@ -26,11 +28,12 @@ if TYPE_CHECKING:
     from vllm_sparse.execution import Execution
     from vllm_sparse.owned import Selection
 
+logger = init_logger("vllm." + __name__)
+
 # Packing is tried from about this share of zeros: below it, bits and values together
 # are nearly as many bytes as the dense weight.
 MIN_SPARSITY = 0.4
-# Tensors the op takes, as buffers of the layer with this in front of their names.
-_BUFFER = "vllm_sparse_"
+# Tensors the op takes, as buffers of the layer.
 _PARAMETERS = ("factor", "channel_shift", "output_scale", "channel_groups")
 _CONSTANTS = ("row_sum", "constant")
 
@@ -84,10 +87,8 @@ class GpuLinearMethod(LinearMethodBase):
             for name in _CONSTANTS:
                 self._tensors[name] = getattr(treatment.constants, name)
         buffers = {**self._tensors, "counters": counters, **masks._asdict()}
-        # Buffers, so that compiled code takes them as inputs; not persistent, so that
-        # weight loading does not look for them.
         for name, tensor in buffers.items():
-            layer.register_buffer(_BUFFER + name, tensor, persistent=False)
+            add_buffer(layer, name, tensor)
 
     def create_weights(self, *args: Any, **kwargs: Any) -> None:
         """Forward to the inner method."""
@@ -129,8 +130,8 @@ class GpuLinearMethod(LinearMethodBase):
         execution, selection = self._execution, self._selection
         held = Held(zeros)
         if execution.may_pack_on_gpu and zeros >= MIN_SPARSITY:
-            held.packed = PackedWeight.pack(layer.weight.data.contiguous())
-        elif selection is None:
+            held.packed = _packed(layer.weight.data)
+        if selection is None and held.packed is None:
             return None
         fast = execution.leaves_steps_dense("cuda")
         linear = GpuLinear(
@@ -148,11 +149,18 @@ class GpuLinearMethod(LinearMethodBase):
             held.packed = None
         if selection is None and held.packed is None:
             return None
-        skipped = getattr(layer, "skip_bias_add", False)
-        bias = None if skipped else getattr(layer, "bias", None)
-        warm_up(linear, replace(terms, packed=held.packed), self._masks, bias)
+        try:
+            warm_up(
+                linear, replace(terms, packed=held.packed), self._masks, _bias(layer)
+            )
+        except Exception as error:  # a server that starts is worth more than a kernel
+            logger.warning_once(
+                "vllm-sparse: kernels do not run on this GPU, so layers run dense: %s",
+                error,
+            )
+            linear.use_dense()
         key = register_linear(linear)
-        layer.register_buffer(_BUFFER + "key", key, persistent=False)
+        add_buffer(layer, "key", key)
         return linear
 
     def _terms(self, layer: Any, held: Held) -> Terms:
@@ -235,3 +243,22 @@ class GpuLinearMethod(LinearMethodBase):
         if name == "inner":  # not set yet: avoid recursion while unpickling
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def _packed(weight: torch.Tensor) -> PackedWeight | None:
+    """Return a packed copy; None if it cannot be made, for want of memory."""
+    try:
+        return PackedWeight.pack(weight.contiguous())
+    except RuntimeError as error:
+        logger.warning_once("vllm-sparse: a weight was not packed: %s", error)
+        return None
+
+
+def _bias(layer: Any) -> torch.Tensor | None:
+    """Return the bias that the product of this rank gets."""
+    if getattr(layer, "skip_bias_add", False):
+        return None
+    if isinstance(layer, RowParallelLinear) and layer.tp_rank > 0:
+        return None  # added once, on the first rank
+    bias: torch.Tensor | None = getattr(layer, "bias", None)
+    return bias

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from vllm_sparse.custom_ops import find_linear
-from vllm_sparse.gpu.choice import PACKED, first_way
+from vllm_sparse.gpu.choice import PACKED, Plan
 from vllm_sparse.gpu.linear import GpuLinear
 from vllm_sparse.gpu.ways import Terms, kernels, run
 from vllm_sparse.phases import Masks
@@ -80,7 +80,7 @@ def gather_tokens_cuda(
     plan = linear.plan(len(flat))
     if rows.stride(1) != 1 or x.dtype != rows.dtype:
         # Somebody replaced the weight, or torch is to say what does not fit.
-        plan = first_way(linear.dense_above)
+        plan = Plan(linear.first)
     if not len(flat):
         return x.new_empty(*x.shape[:-1], rows.shape[1])
     terms = Terms(

@@ -31,13 +31,14 @@ def installed_triton() -> str | None:
     return "of unknown version"
 
 
-def engine_problem(*, sleeps: bool = False) -> str | None:
+def engine_problem(*, sleeps: bool = False, offloads: bool = False) -> str | None:
     """Return why no layer of this process can run kernels of ours; None if they can.
 
     Must be called where the engine's device is the current one.
 
     Args:
         sleeps: whether the engine may give its memory back for a while.
+        offloads: whether the engine keeps weights in the host's memory.
     """
     if installed_triton() is None:
         return "triton is not installed"
@@ -51,6 +52,8 @@ def engine_problem(*, sleeps: bool = False) -> str | None:
     if sleeps:
         # Level 2 loses what is not a weight or a buffer: tickets that must be zero.
         return "--enable-sleep-mode would lose the kernels' scratch memory"
+    if offloads:
+        return "weights are offloaded, and our layout would bring them all back"
     return None
 
 

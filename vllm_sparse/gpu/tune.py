@@ -70,6 +70,27 @@ def tune(linear: GpuLinear, terms: Terms, label: str) -> Times:
     found = _TABLES.get(key)
     if found is None:
         found = _TABLES[key] = _recall(key, linear, terms, clock)
+    # Sparse layers are the same ones on all ranks; a packed copy is each rank's own.
+    found = agreed(found) if linear.sparse else found
+    if terms.packed is not None:
+        return found
+    without = (PACKED, MASKED_PACKED)
+    return {
+        t: {k: s for k, s in x.items() if k not in without} for t, x in found.items()
+    }
+
+
+def agreed(times: Times) -> Times:
+    """Return the first tensor-parallel rank's table.
+
+    Ranks that chose for themselves would compute parts of one product in different
+    ways, by chance. Every rank must come here for every sparse layer.
+    """
+    from vllm.distributed import get_tp_group, model_parallel_is_initialized
+
+    if not model_parallel_is_initialized() or get_tp_group().world_size == 1:
+        return times
+    found: Times = get_tp_group().broadcast_object(times, src=0)
     return found
 
 
@@ -90,8 +111,18 @@ def _recall(key: str, linear: GpuLinear, terms: Terms, clock: Clock) -> Times:
     times = cache.get(key)
     if times is None:
         start = time.perf_counter()
-        times = measure_layer(linear, terms, clock)
-        clock.release()
+        try:
+            times = measure_layer(linear, terms, clock)
+        except Exception as error:  # a server that starts is worth more than a table
+            logger.warning_once(
+                "vllm-sparse: %s could not be measured, so no kernel of ours runs it: "
+                "%s",
+                key,
+                error,
+            )
+            return {}  # for this process; the next start measures again
+        finally:
+            clock.release()
         cache.put(key, times)
         seconds = time.perf_counter() - start
         logger.info(
@@ -132,23 +163,29 @@ def measure_layer(linear: GpuLinear, terms: Terms, clock: Clock) -> Times:
     if linear.sparse and linear.shared:
         searches.append(_Search(SHARED, terms, clock))
     times: Times = {}
+    problems: list[Exception] = []
     for tokens in TOKENS:
         first = seconds(Plan(linear.first), tokens)
         found = times[tokens] = {linear.first: first}
         if terms.packed is not None:
             way = PACKED if linear.first == DENSE else MASKED_PACKED
-            found[way] = seconds(Plan(way), tokens)
+            taken = _try(partial(seconds, Plan(way), tokens), problems)
+            if taken is not None:
+                found[way] = taken
         for search in searches:
             mine: dict[GatherTiles, float] = {}
             for tiles in search.tiles(tokens):
-                taken = _try(partial(seconds, Plan(search.way, tiles), tokens))
+                taken = _try(
+                    partial(seconds, Plan(search.way, tiles), tokens), problems
+                )
                 if taken is not None:
                     mine[tiles] = taken
             if search.is_new and not mine:
                 logger.warning_once(
-                    "vllm-sparse: %s runs with no tiles on this GPU (log level DEBUG "
-                    "says why), so it is not used.",
+                    "vllm-sparse: %s runs with no tiles on this GPU, so it is not "
+                    "used: %s",
                     search.way,
+                    problems[0] if problems else "there are none to try",
                 )
             search.learn(mine, first)
             found |= {str(Plan(search.way, t)): s for t, s in mine.items()}
@@ -199,8 +236,8 @@ def _form(tiles: GatherTiles) -> tuple[int, ...]:
     return tiles.block_o, tiles.block_k, tiles.warps, tiles.stages
 
 
-def _try(call: partial[float]) -> float | None:
-    """Return what a way takes; None if it cannot run here."""
+def _try(call: partial[float], problems: list[Exception]) -> float | None:
+    """Return what a way takes; None, and one problem more, if it cannot run here."""
     try:
         return call()
     except Exception as error:
@@ -208,6 +245,7 @@ def _try(call: partial[float]) -> float | None:
         # exceptions. What nothing can run, the first way does.
         plan = call.args[0]
         logger.debug("vllm-sparse: %s cannot be measured: %s", plan, error)
+        problems.append(error)
         return None
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from vllm_sparse.buffers import add_buffer
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.treatment import ops  # noqa: F401 (registers the ops)
 
@@ -17,8 +18,7 @@ if TYPE_CHECKING:
 
     from vllm_sparse.treatment.layer import Treatment
 
-# Tensors the ops take, as buffers of the layer with this in front of their names.
-_BUFFER = "vllm_sparse_"
+# Tensors the ops take, as buffers of the layer.
 _PARAMETERS = (
     "factor",
     "channel_shift",
@@ -61,13 +61,12 @@ class TreatedLinearMethod(SparseLinearMethod):
         self.treatment = treatment
         self.mitigation = ",".join(online.mitigation)
         self._finishes = treatment.finishes
-        # Not persistent, so that weight loading does not look for them.
         for name in _PARAMETERS:
             tensor = getattr(treatment.parameters, name)
-            layer.register_buffer(_BUFFER + name, tensor, persistent=False)
+            add_buffer(layer, name, tensor)
         for name in ("row_sum", "constant"):
             tensor = getattr(treatment.constants, name)
-            layer.register_buffer(_BUFFER + name, tensor, persistent=False)
+            add_buffer(layer, name, tensor)
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the inner method repack the weights; take what the treatment needs."""

@@ -10,7 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
+from vllm.model_executor.layers.linear import (
+    RowParallelLinear,
+    UnquantizedLinearMethod,
+)
 
 from nmsparse import sparsify
 from nmsparse.config import ActivationSparsity
@@ -322,3 +325,51 @@ def test_vllm_finds_what_the_inner_method_has():
     with pytest.raises(AttributeError, match="nothing_of_the_kind"):
         _ = method.nothing_of_the_kind
     assert copy.copy(method).inner is method.inner
+
+
+def test_kernels_that_do_not_run_leave_a_dense_layer(measured, monkeypatch):
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", lambda *a: said.append(a))
+
+    def fail(*args):
+        raise RuntimeError("no kernel image")
+
+    monkeypatch.setattr(module, "warm_up", fail)
+    measured("gather", "packed")
+    weight = sparsify(random(OUT, K), PRUNED)
+    for execution in ({}, {"kernels": "on"}, {"sparse_steps": "all"}):
+        layer = Layer(weight, **execution).process()
+        (linear,) = layer.reports
+        assert {linear.plan(tokens).way for tokens in (1, 2, 16, 99)} == {"dense"}
+        assert linear.weights.packed is None
+        assert "do not run on this GPU" in linear.describe()
+        check(layer, weight, sparse=False)
+        # Nor where the op falls back to the first way.
+        layer.weight.data = layer.weight.data.contiguous()
+        check(layer, weight, sparse=False)
+    assert "no kernel image" in str(said[0][-1])
+
+
+def test_a_weight_that_cannot_be_packed_stays_dense(measured, monkeypatch):
+    measured("packed")
+
+    def fail(weight):
+        raise torch.OutOfMemoryError("no room")
+
+    monkeypatch.setattr(module.PackedWeight, "pack", fail)
+    weight = sparsify(random(OUT, K), PRUNED)
+    assert Layer(weight, sparse=False).process().reports == [None]
+    (linear,) = Layer(weight).process().reports
+    assert linear.weights.packed is None
+
+
+def test_the_bias_of_a_row_parallel_layer_belongs_to_the_first_rank():
+    layer = RowParallelLinear.__new__(RowParallelLinear)
+    torch.nn.Module.__init__(layer)
+    layer.bias = bias = torch.nn.Parameter(random(OUT))
+    layer.skip_bias_add = False
+    for rank, expected in ((0, bias), (1, None)):
+        layer.tp_rank = rank
+        assert module._bias(layer) is expected
+    layer.tp_rank, layer.skip_bias_add = 0, True
+    assert module._bias(layer) is None

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from vllm.model_executor.layers.linear import LinearMethodBase
+from vllm.model_executor.model_loader.reload.utils import get_layer_size
 
 from nmsparse import sparsify
 from nmsparse.config import SparsityConfig
@@ -25,7 +26,7 @@ from vllm_sparse.execution import Execution
 from vllm_sparse.gpu import support
 from vllm_sparse.gpu.method import GpuLinearMethod
 from vllm_sparse.method import SparseLinearMethod
-from vllm_sparse.options import Found
+from vllm_sparse.options import FINGERPRINT, LAYERS, Found
 from vllm_sparse.session import Session
 from vllm_sparse.state import layer_report
 from vllm_sparse.treatment.method import TreatedLinearMethod
@@ -93,7 +94,7 @@ def make(monkeypatch):
         )
         return build(config, **execution)
 
-    def build(config, **execution):
+    def build(config, offload=0, **execution):
         engine = SimpleNamespace(
             parallel_config=SimpleNamespace(
                 use_ubatching=False,
@@ -104,6 +105,11 @@ def make(monkeypatch):
             scheduler_config=SimpleNamespace(max_num_batched_tokens=32),
             device_config=SimpleNamespace(device="cpu"),
             model_config=SimpleNamespace(enable_sleep_mode=False),
+            offload_config=SimpleNamespace(
+                uva=SimpleNamespace(cpu_offload_gb=offload),
+                prefetch=SimpleNamespace(offload_group_size=0),
+            ),
+            additional_config={},
         )
         monkeypatch.setattr(module, "_device_type", lambda device: "cuda")
         return Session(engine, Found(config, "a test", None), Execution(**execution))
@@ -212,7 +218,52 @@ def test_an_engine_that_sleeps(make, monkeypatch):
     asked = []
     monkeypatch.setattr(support, "engine_problem", lambda **given: asked.append(given))
     make()
-    assert asked == [{"sleeps": False}]
+    make.build(SparsityConfig.uniform("8:16"), offload=2)
+    assert asked == [
+        {"sleeps": False, "offloads": False},
+        {"sleeps": False, "offloads": True},
+    ]
+
+
+def test_what_was_made_of_layers_is_part_of_the_compile_key(make):
+    """vLLM hashes additional_config at the first forward pass, after loading."""
+
+    def key(session, *layers):
+        for layer in layers:
+            attach(session, layer, load=False)
+        for layer in layers:
+            layer.quant_method.process_weights_after_loading(layer)
+        return session.vllm_config.additional_config["vllm_sparse"][LAYERS]
+
+    ours = key(make(kernels="on"), Linear())
+    assert key(make(kernels="on"), Linear()) == ours
+    assert key(make(kernels="off"), Linear()) != ours
+    assert (
+        key(make(kernels="on"), Linear(), Linear("model.layers.1.mlp.up_proj")) != ours
+    )
+    empty = Linear()
+    empty.weight.data = torch.empty(0)  # nothing of ours becomes of it
+    assert key(make(kernels="on"), empty) != ours
+
+
+def test_the_key_reaches_copies_of_the_configuration(make):
+    session = make(kernels="on")
+    other = SimpleNamespace(additional_config={"vllm_sparse": {"phase": "both"}})
+    session.sign(other)
+    attach(session, Linear())
+    found = other.additional_config["vllm_sparse"]
+    assert found["phase"] == "both"
+    assert found[FINGERPRINT] == session.config.fingerprint
+    mine = session.vllm_config.additional_config["vllm_sparse"]
+    assert found[LAYERS] == mine[LAYERS]
+
+
+@pytest.mark.parametrize("kernels", ["on", "off"])
+def test_a_reload_does_not_wait_for_our_buffers(make, kernels):
+    layer = Linear()
+    attach(make("8:16", "wina", ("d_pts", "var"), kernels=kernels), layer)
+    assert any(name.startswith("vllm_sparse_") for name in dict(layer.named_buffers()))
+    assert get_layer_size(layer) == layer.weight.numel()
 
 
 def test_a_dense_layer_is_only_looked_at_for_zeros(make):
@@ -256,6 +307,7 @@ def test_how_the_engine_s_problem_is_found(monkeypatch):
     monkeypatch.delenv("VLLM_BATCH_INVARIANT", raising=False)
     assert support.engine_problem() is None
     assert "--enable-sleep-mode" in support.engine_problem(sleeps=True)
+    assert "offloaded" in support.engine_problem(offloads=True)
     monkeypatch.setenv("VLLM_BATCH_INVARIANT", "1")
     assert "VLLM_BATCH_INVARIANT" in support.engine_problem()
 

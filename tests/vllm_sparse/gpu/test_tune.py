@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from vllm import distributed
 
 from nmsparse import sparsify
 from nmsparse.ops.linear.tiles import GatherTiles
@@ -172,7 +173,8 @@ def test_a_table_is_measured_once_in_a_process_and_once_on_a_machine(monkeypatch
     asked = len(clock.asked)
     assert asked
     assert clock.released == 1
-    assert tune(linear, terms_of(), "8:16 some") is times
+    assert tune(linear, terms_of(), "8:16 some") == times
+    assert len(clock.asked) == asked, "not twice in a process"
     monkeypatch.setattr(module, "_TABLES", {})
     assert tune(linear, terms, "8:16 some") == times
     assert len(clock.asked) == asked, "from the machine's cache"
@@ -215,3 +217,47 @@ def test_the_context_names_the_gpu_and_versions():
         *("gpu", "driver", "torch", "triton", "vllm", "vllm_sparse")
     }  # fmt: skip
     assert all(isinstance(value, str) for value in found.values())
+
+
+def test_a_measurement_that_fails_stops_no_server(monkeypatch):
+    said = []
+    monkeypatch.setattr(module.logger, "warning_once", lambda *a: said.append(a))
+    broken = FakeClock(lambda plan, tokens: None)
+    monkeypatch.setattr(module, "clock_of", lambda device: broken)
+    assert tune(linear_of(), terms_of(), "8:16 some") == {}
+    assert "out of shared memory" in str(said[0][-1])
+    assert (broken.released, len(broken.asked)) == (1, 1)
+    assert tune(linear_of(), terms_of(), "8:16 some") == {}
+    assert len(broken.asked) == 1, "not again for every layer of this shape"
+    # The next start measures again: nothing was remembered.
+    monkeypatch.setattr(module, "_TABLES", {})
+    working = FakeClock(gather_wins_until(4))
+    monkeypatch.setattr(module, "clock_of", lambda device: working)
+    assert tune(linear_of(), terms_of(), "8:16 some")[1]
+
+
+def test_all_ranks_take_the_first_ones_table(monkeypatch):
+    clock = FakeClock(gather_wins_until(4))
+    monkeypatch.setattr(module, "clock_of", lambda device: clock)
+    first = {1: {"dense": 2.0, "packed": 0.5, "gather": 1.0}}
+    asked = []
+
+    class Group:
+        world_size = 2
+
+        def broadcast_object(self, mine, src):
+            asked.append((mine, src))
+            return first
+
+    monkeypatch.setattr(distributed, "model_parallel_is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_tp_group", Group)
+    # This rank has no packed copy, whatever the first one has.
+    assert tune(linear_of(), terms_of(), "a") == {1: {"dense": 2.0, "gather": 1.0}}
+    assert asked[0][0][1].keys() > {"dense"}
+    assert asked[0][1] == 0
+    packed = replace(terms_of(), packed=PackedWeight.pack(torch.ones(OUT, K)))
+    assert tune(linear_of(), packed, "a") == first
+    # Layers whose input stays dense differ from rank to rank.
+    dense = GpuLinear(Held(), sparse=False)
+    assert 16 in tune(dense, packed, "a")
+    assert len(asked) == 2
