@@ -17,6 +17,7 @@ import kernel_tables
 import online_tables
 import pruning_tables
 import rows
+import zero_shot
 
 ROOT = Path(__file__).parent.parent
 
@@ -87,6 +88,7 @@ TABLES = {
     "pruning-compensations": pruning_tables.compensations_table,
     "pruning-seeds": pruning_tables.seeds_table,
     "pruning-cost": pruning_tables.cost_table,
+    "zero-shot": zero_shot.table,
 }
 _MARKED = re.compile(
     r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL
