@@ -10,6 +10,8 @@ from typing import Any
 import rows
 
 NAIVE = "8:16"
+MODEL = "gemma-3-270m"
+SCORERS = ("wanda", "sparsegpt")
 _KEY = ("model", "text", "windows", "length", "setting", "seed", "samples")
 
 
@@ -56,6 +58,11 @@ def settings_table() -> str:
     return "\n".join(lines)
 
 
+def _first_seed(name: str) -> list[dict[str, Any]]:
+    """Return the newest row of every setting, of seed 0."""
+    return [r for r in rows.newest(name, "model", "setting", "seed") if not r["seed"]]
+
+
 def _mean(runs: list[dict[str, Any]], key: str) -> float:
     return statistics.mean(row[key] for row in runs)
 
@@ -68,3 +75,50 @@ def _closed(runs: list[dict[str, Any]], naive: list[dict[str, Any]] | None) -> s
     gap = math.log(naive[0]["perplexity"]) - dense
     mine = statistics.mean(math.log(row["perplexity"]) for row in runs) - dense
     return f"{100 * (1 - mine / gap):.0f}%"
+
+
+def weights_table() -> str:
+    """Return perplexities at equal sparsity: of activations online, of weights offline.
+
+    Both judged on the same windows of the same text, which is checked.
+    """
+    pruned = {r["setting"]: r for r in _first_seed("pruning") if r["model"] == MODEL}
+    online = {r["setting"]: r for r in _first_seed("online") if r["model"] == MODEL}
+    lines = [
+        "| sparsity | activations, magnitude | weights, Wanda | weights, SparseGPT |",
+        "|---|---|---|---|",
+    ]
+    for pattern in ("50%", "8:16", "4:8", "2:4"):
+        kinds = [online.get(pattern), *(pruned.get(f"{s} {pattern}") for s in SCORERS)]
+        found = [r for r in kinds if r is not None]
+        texts = {(r["text"], r["windows"], r["length"]) for r in found}
+        if len(texts) > 1:
+            raise SystemExit(f"{pattern}: rows of several texts: {texts}.")
+        cells = ["" if r is None else f"{r['perplexity']:.2f}" for r in kinds]
+        lines.append(f"| {pattern} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def budgets_table() -> str:
+    """Return perplexities by share of bytes: every layer alike, and allocated."""
+    found: dict[float, dict[str, dict[str, Any]]] = defaultdict(dict)
+    for row in _first_seed("online"):
+        kind, _, share = row["setting"].rpartition(" ")
+        if row["model"] == MODEL and kind in ("row uniform", "row final"):
+            found[float(share)][kind] = row
+        elif row["model"] == MODEL and row["setting"] == "50%":
+            found[0.5]["row uniform"] = row
+    lines = [
+        "| bytes read | uniform rows | allocated rows | uniform, decode only | "
+        "allocated, decode only |",
+        "|---|---|---|---|---|",
+    ]
+    for share, kinds in sorted(found.items()):
+        both = [kinds.get(kind) for kind in ("row uniform", "row final")]
+        cells = [
+            "" if row is None else f"{row[key]:.2f}"
+            for key in ("perplexity", "decode_perplexity")
+            for row in both
+        ]
+        lines.append(f"| {100 * share:.0f}% | {' | '.join(cells)} |")
+    return "\n".join(lines)

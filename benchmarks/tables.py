@@ -82,6 +82,8 @@ TABLES = {
     "gpu-decode": gpu_tables.decode,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
+    "online-budgets": online_tables.budgets_table,
+    "online-weights": online_tables.weights_table,
     "pruning-setup": pruning_tables.setup_text,
     "pruning-scorers": pruning_tables.scorers_table,
     "pruning-allocations": pruning_tables.allocations_table,
