@@ -42,11 +42,10 @@ def load_tasks(names: Sequence[str], folder: Path | None) -> list[Any]:
         else:
             # Tasks hold their rows in memory once they are loaded.
             with TemporaryDirectory(prefix="vllm-sparse-tasks-") as temporary:
-                written = [
-                    _local(manager, name, folder, Path(temporary)) for name in names
-                ]
-                loaded = manager.load(written)["tasks"]
-                return _check(loaded.values())
+                loaded = {}
+                for name in names:
+                    written = _local(manager, name, folder, Path(temporary))
+                    loaded |= _load_rows(manager, name, written, folder)
     except OSError as error:
         raise RuntimeError(
             f"Tasks: the data of {', '.join(names)} cannot be loaded ({error}). "
@@ -114,6 +113,23 @@ def _local(manager: Any, name: str, folder: Path, temporary: Path) -> str:
     path = temporary / f"{name}.yaml"
     path.write_text(json.dumps(local), encoding="utf-8")  # JSON is YAML
     return str(path)
+
+
+def _load_rows(manager: Any, name: str, written: str, folder: Path) -> dict[str, Any]:
+    """Load one local task.
+
+    Raises:
+        ValueError: if its rows lack a field that lm-eval's definition reads.
+    """
+    try:
+        found: dict[str, Any] = manager.load([written])["tasks"]
+    except KeyError as error:
+        raise ValueError(
+            f"Task data {folder / name}: the rows have no field {error}, which lm-eval "
+            f"reads for {name}. Expected the rows of the original data set; for rows "
+            "that are prepared already, use offline-prune eval --tasks."
+        ) from error
+    return found
 
 
 def _check(tasks: Any) -> list[Any]:

@@ -101,6 +101,19 @@ def test_tasks_that_are_unknown_or_without_data(capsys, model, tmp_path):
     assert "found hellaswag" in error
 
 
+def test_task_rows_of_another_form_are_refused(capsys, model, tmp_path):
+    pytest.importorskip("lm_eval")
+    folder = tmp_path / "hellaswag"
+    folder.mkdir()
+    row = {"query": "A", "endings": ["b", "c"], "label": 0}
+    (folder / "val.jsonl").write_text(json.dumps(row))
+    command = ["eval", model, *SPARSE, "--task-data", str(tmp_path), "--tasks"]
+    assert main([*command, "hellaswag"]) == 2
+    error = capsys.readouterr().err
+    assert f"Task data {folder}: the rows have no field" in error
+    assert "Expected the rows of the original data set" in error
+
+
 def test_without_lm_eval_the_extra_is_named(capsys, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert main(["eval", model, *SPARSE, "--tasks", "piqa"]) == 2
