@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from nmsparse import bitmask
+from nmsparse.packed_tensors import as_integers, expect_tensor, is_stored, row_blocks
 
 # Zeros behind the values, so that a vector load may run over the end.
 PADDING = 64
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-# Elements of the dense weight that are handled at once.
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,21 +60,21 @@ class PackedWeight:
         out_features, in_features = weight.shape
         words = bitmask.words_of(in_features)
         bits = weight.new_zeros(out_features, words, dtype=torch.int64)
-        for start, stop in _blocks(out_features, in_features):
-            bits[start:stop] = bitmask.pack_keep(_is_stored(weight[start:stop]))
+        for start, stop in row_blocks(out_features, in_features):
+            bits[start:stop] = bitmask.pack_keep(is_stored(weight[start:stop]))
         offsets = row_offsets(bits)
         values = weight.new_zeros(int(offsets[-1]) + PADDING)
-        for start, stop in _blocks(out_features, in_features):
+        for start, stop in row_blocks(out_features, in_features):
             block = weight[start:stop].reshape(-1)
-            picked = block.index_select(0, _positions(_is_stored(block)))
+            picked = block.index_select(0, _positions(is_stored(block)))
             values[offsets[start] : offsets[stop]] = picked
         return cls(bits, values, offsets, in_features)
 
     def unpack(self) -> torch.Tensor:
         """Return the dense weight ``[O, K]``."""
-        values = _as_integers(self.values)
+        values = as_integers(self.values)
         dense = values.new_zeros(self.shape)
-        for start, stop in _blocks(*self.shape):
+        for start, stop in row_blocks(*self.shape):
             keep = bitmask.unpack_keep(self.bits[start:stop], self.in_features)
             block = values[self.offsets[start] : self.offsets[stop]]
             dense[start:stop].view(-1).scatter_(0, _positions(keep), block)
@@ -137,10 +134,16 @@ class PackedWeight:
         """
         out_features = self.bits.shape[0] if self.bits.dim() == 2 else 0
         words = bitmask.words_of(self.in_features)
-        _expect("bits", self.bits, (out_features, words), (torch.int64,))
-        _expect("offsets", self.offsets, (out_features + 1,), (torch.int64,))
+        expect_tensor(
+            "PackedWeight", "bits", self.bits, (out_features, words), (torch.int64,)
+        )
+        expect_tensor(
+            "PackedWeight", "offsets", self.offsets, (out_features + 1,), (torch.int64,)
+        )
         stored = max(0, self.values.numel() - PADDING)
-        _expect("values", self.values, (stored + PADDING,), DTYPES)
+        expect_tensor(
+            "PackedWeight", "values", self.values, (stored + PADDING,), DTYPES
+        )
         expected = row_offsets(self.bits)
         found = {
             "bits at or beyond in_features are set": not bitmask.tail_is_zero(
@@ -170,46 +173,9 @@ def row_offsets(bits: torch.Tensor) -> torch.Tensor:
     return offsets
 
 
-def _is_stored(weight: torch.Tensor) -> torch.Tensor:
-    """Return where ``weight`` (``[..., K]``) is neither +0.0 nor -0.0."""
-    return (_as_integers(weight) << 1) != 0
-
-
-def _as_integers(weight: torch.Tensor) -> torch.Tensor:
-    """View floats as integers, so that no bit changes.
-
-    torch's ``scatter_`` rewrites a bfloat16 NaN, and a comparison takes subnormals for
-    zeros where the processor is set to.
-    """
-    return weight.view(torch.int32 if weight.element_size() == 4 else torch.int16)
-
-
 def _positions(keep: torch.Tensor) -> torch.Tensor:
     """Return where ``keep`` is true, as ascending int64 indices into it flattened."""
     flat = keep.reshape(-1)
     if flat.is_cpu:  # a tenth of torch's time
         return torch.from_numpy(np.flatnonzero(flat.numpy()))
     return flat.nonzero().view(-1)
-
-
-def _blocks(out_features: int, in_features: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows that are handled at once."""
-    step = max(1, _BLOCK // max(1, in_features))
-    for start in range(0, out_features, step):
-        yield start, min(start + step, out_features)
-
-
-def _expect(
-    name: str,
-    found: torch.Tensor,
-    shape: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-) -> None:
-    """Refuse a part of another shape, dtype or layout."""
-    fits = tuple(found.shape) == shape and found.dtype in dtypes
-    if not fits or not found.is_contiguous():
-        layout = "" if found.is_contiguous() else ", not contiguous"
-        raise ValueError(
-            f"PackedWeight: {name} is {found.dtype} {tuple(found.shape)}{layout}. "
-            f"Expected {' or '.join(map(str, dtypes))} {shape}."
-        )

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nmsparse import NMPattern, Unstructured, packed, sparsify
+from nmsparse import NMPattern, Unstructured, packed_tensors, sparsify
 from nmsparse.packed import PADDING, PackedWeight
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32]
@@ -105,7 +105,7 @@ def test_size_of_a_large_weight(pattern, share):
 def test_blocks_do_not_show(monkeypatch, block):
     weight = random(9, 70)
     expected = PackedWeight.pack(weight)
-    monkeypatch.setattr(packed, "_BLOCK", block)
+    monkeypatch.setattr(packed_tensors, "_BLOCK", block)
     found = PackedWeight.pack(weight)
     assert torch.equal(found.bits, expected.bits)
     assert torch.equal(found.values, expected.values)

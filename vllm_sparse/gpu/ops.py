@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from vllm.logger import init_logger
 
 from vllm_sparse.custom_ops import find_linear
 from vllm_sparse.gpu.choice import PACKED, Plan
 from vllm_sparse.gpu.linear import GpuLinear
 from vllm_sparse.gpu.ways import Terms, kernels, run
 from vllm_sparse.phases import Masks
+
+logger = init_logger("vllm." + __name__)
 
 # Kept alive for the life of the process: a Library unregisters its ops when collected.
 _LIBRARY = torch.library.Library("vllm_sparse", "FRAGMENT")
@@ -80,6 +83,14 @@ def gather_tokens_cuda(
     plan = linear.plan(len(flat))
     if rows.stride(1) != 1 or x.dtype != rows.dtype:
         # Somebody replaced the weight, or torch is to say what does not fit.
+        logger.warning_once(
+            "vllm-sparse: a layer has a weight or an input that our kernels do not "
+            "take (%s %s, strides %s), so it runs %s.",
+            rows.dtype,
+            x.dtype,
+            rows.stride(),
+            linear.first,
+        )
         plan = Plan(linear.first)
     if not len(flat):
         return x.new_empty(*x.shape[:-1], rows.shape[1])

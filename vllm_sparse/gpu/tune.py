@@ -10,16 +10,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from importlib import metadata
-from pathlib import Path
-from typing import Any
 
 import torch
 from vllm.logger import init_logger
 
 from nmsparse.ops.linear.tiles import GatherTiles, candidates
-from vllm_sparse import __version__
-from vllm_sparse.compat import installed_vllm
 from vllm_sparse.gpu.choice import (
     DENSE,
     GATHER,
@@ -31,7 +26,7 @@ from vllm_sparse.gpu.choice import (
 )
 from vllm_sparse.gpu.clock import Clock, clock_of
 from vllm_sparse.gpu.linear import GpuLinear
-from vllm_sparse.gpu.support import installed_triton
+from vllm_sparse.gpu.machine import context
 from vllm_sparse.gpu.ways import Terms, run
 from vllm_sparse.gpu.weights import copy_of
 from vllm_sparse.phases import Masks
@@ -280,24 +275,3 @@ def warm_up(
     x = torch.zeros(TOKENS[-1], len(terms.rows), dtype=terms.rows.dtype, device=device)
     for tokens in range(1, TOKENS[-1] + 1):
         run(x[:tokens], linear.plan(tokens), terms, masks, counters)
-
-
-def context(clock: Clock) -> dict[str, Any]:
-    """Return what measured times depend on, besides the layer."""
-    return {
-        "gpu": clock.name,
-        "driver": _driver(),
-        "torch": metadata.version("torch"),
-        "triton": installed_triton(),
-        "vllm": installed_vllm(),
-        "vllm_sparse": __version__,
-    }
-
-
-def _driver() -> str:
-    """Return the line in which the kernel module names its version."""
-    try:
-        text = Path("/proc/driver/nvidia/version").read_text("utf-8")
-    except OSError:
-        return "unknown"
-    return text.partition("\n")[0].strip()

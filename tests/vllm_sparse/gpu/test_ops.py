@@ -10,136 +10,27 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from support.gpu_layer import OUT, SLOTS, WAYS, K, Layer, close, random
 from support.online_cases import make_online
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from nmsparse import sparsify
 from nmsparse.ops.linear.tiles import GatherTiles
 from nmsparse.ops.online import (
-    Constants,
-    Sparsified,
-    finish_online,
-    online_linear,
     sparsify_online,
 )
-from nmsparse.ops.sparsify.shared import list_shared_reference
 from nmsparse.packed import PackedWeight
 from nmsparse.pattern import NMPattern
 from vllm_sparse.custom_ops import register_linear
 from vllm_sparse.gpu import ways
-from vllm_sparse.gpu.choice import NEVER
 from vllm_sparse.gpu.linear import GpuLinear
-from vllm_sparse.gpu.ops import gather_tokens_cuda, packed_tokens_cuda
+from vllm_sparse.gpu.ops import packed_tokens_cuda
 from vllm_sparse.gpu.weights import Held
-from vllm_sparse.phases import ALL, BUT_FIRST, DECODE, PREFILL, TokenPhases
+from vllm_sparse.phases import ALL, BUT_FIRST, DECODE, PREFILL
 from vllm_sparse.table import TOKENS
 
-K, OUT, SLOTS = 32, 24, 24
-WAYS = ("gather", "shared", "masked", "dense")
 TILES = "gather 32x16x2 w4 s1"
 SHIFTS = ((), ("d_pts",), ("s_pts",), ("l_pts",))
 REST = ((), ("var",), ("ls",), ("output_shift",), ("var", "ls", "output_shift"))
-
-
-def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-class Layer:
-    """A layer as the op sees it, with a way that wins at all numbers of tokens."""
-
-    def __init__(
-        self, device, way, online=None, phase=ALL, dtype=torch.float32, **more
-    ):
-        self.device, self.phase = torch.device(device), phase
-        self.weight = random(OUT, K, seed=1, dtype=dtype).to(device)
-        if more.pop("pruned", False):
-            self.weight = sparsify(self.weight, NMPattern(1, 4))
-        if online is None:
-            online = make_online(weight=self.weight.cpu())
-        given = online.parameters.to(self.device, dtype=torch.float32)
-        self.online = online = replace(online, parameters=given)
-        self.constants = Constants.of(self.weight, online)
-        self.phases = TokenPhases(SLOTS, self.device, mark_first=phase == BUT_FIRST)
-        first = "masked" if way.startswith("masked") else "dense"
-        times = {t: {first: 2.0, way: 1.0} for t in TOKENS}
-        packed = PackedWeight.pack(self.weight) if "packed" in way else None
-        options = {
-            "dense_above": TOKENS[-1] if first == "dense" else NEVER,
-            "shared": way.startswith("shared"),
-            "times": times,
-        }
-        self.linear = GpuLinear(Held(0.5, packed), sparse=True, **(options | more))
-        self.key = register_linear(self.linear)
-        self.rows = self.weight.t().contiguous()
-        self.counters = torch.tensor([100, 10], device=device)
-
-    def step(self, letters):
-        """Publish a step: p of a prompt, f its first token, d a generated one."""
-        places = {"p": 1, "f": 0, "d": 9}
-        positions = torch.tensor([places[x] for x in letters], device=self.device)
-        prompts = torch.full((len(letters),), 5, device=self.device)
-        self.phases.publish(positions, prompts)
-
-    def arguments(self, x, bias=None):
-        given, (kept, group) = self.online.parameters, self.online.pattern.group(K)
-        return (
-            x,
-            self.rows,
-            bias,
-            self.key,
-            *self.phases.masks(self.phase),
-            self.counters,
-            given.factor,
-            given.channel_shift,
-            given.output_scale,
-            given.channel_groups,
-            self.constants.row_sum,
-            self.constants.constant,
-            kept,
-            group,
-            self.phase,
-            self.online.variance,
-        )
-
-    def run(self, x, bias=None):
-        return gather_tokens_cuda(*self.arguments(x, bias))
-
-    @property
-    def counts(self):
-        return (self.counters - torch.tensor([100, 10], device=self.device)).tolist()
-
-    def expected(self, x, bias=None):
-        return online_linear(x, self.weight, bias, self.online)
-
-    def expected_shared(self, x, bias=None):
-        """Return the result with the reference's one list, and the counters."""
-        given, (kept, group) = self.online.parameters, self.online.pattern.group(K)
-        counts = torch.zeros(2, dtype=torch.int64, device=self.device)
-        lists = list_shared_reference(
-            x,
-            kept=kept,
-            group=group,
-            factor=given.factor,
-            channel_shift=given.channel_shift,
-            statistic=self.online.statistic == "mean",
-            variance=self.online.variance,
-            channel_groups=given.channel_groups,
-            counters=counts,
-        )
-        values = torch.zeros_like(x)
-        values[:, lists.indices[0].long()] = lists.values[:, : lists.kept]
-        rows = Sparsified(values, lists.scale, lists.token_shift)
-        product = F.linear(values.float(), self.weight.float())
-        y = finish_online(product, rows, self.online, self.constants)
-        return (y if bias is None else y + bias.float()).to(x.dtype), counts.tolist()
-
-
-def close(found, expected, dtype=torch.float32):
-    assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
-    tolerance = 2e-5 if dtype is torch.float32 else 6 * torch.finfo(dtype).eps
-    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * K)
 
 
 CASES = [
@@ -379,95 +270,3 @@ def test_the_tiles_of_the_table_reach_the_kernel(device, monkeypatch):
     layer.step("dd")
     layer.run(random(2, K).to(device))
     assert seen == [GatherTiles(32, 16, 2, 4, 1)]
-
-
-def test_fakes_promise_what_comes(device):
-    layer = Layer(device, "gather")
-    layer.step("ddd")
-    for shape in ((3, K), (1, 3, K)):
-        arguments = layer.arguments(random(*shape).to(device))
-        real = gather_tokens_cuda(*arguments)
-        with FakeTensorMode() as mode:
-            fakes = [
-                mode.from_tensor(a) if isinstance(a, torch.Tensor) else a
-                for a in arguments
-            ]
-            fake = torch.ops.vllm_sparse.gather_tokens(*fakes)
-            also = torch.ops.vllm_sparse.packed_tokens(
-                fakes[0], fakes[1].t(), None, fakes[3]
-            )
-        for found in (fake, also):
-            assert found.shape == real.shape
-            assert found.stride() == real.stride()
-            assert found.dtype is real.dtype
-
-
-def test_compiled_code_calls_the_ops(device):
-    """Traced once, it takes other numbers of tokens: the choice is inside of the op."""
-    library = torch.library.Library("vllm_sparse", "IMPL")
-    if device == "cpu":
-        library.impl("gather_tokens", gather_tokens_cuda, "CPU")
-    layer = Layer(device, "gather")
-
-    @torch.compile(fullgraph=True, dynamic=True, backend="aot_eager")
-    def forward(x, *rest):
-        return torch.ops.vllm_sparse.gather_tokens(x * 2, *rest) + 1
-
-    for tokens in (2, 5, 18):
-        layer.step("d" * tokens)
-        x = random(tokens, K, seed=tokens).to(device)
-        arguments = layer.arguments(x)
-        expected = (
-            layer.expected(2 * x) if tokens <= 16 else F.linear(2 * x, layer.weight)
-        )
-        close(forward(*arguments), expected + 1)
-    assert layer.counts == [7 * K, 7 * K // 2]
-    library._destroy()
-
-
-class Reads(TorchDispatchMode):
-    """Note what would make the host wait, or shapes depend on values."""
-
-    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_to_copy", "unique2")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.name().partition("::")[2].partition(".")[0]
-        index = name == "index" and any(
-            i is not None and i.dtype is torch.bool for i in args[1]
-        )
-        if name in self.WAITS or index:
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_nothing_waits_for_the_device(device, way, monkeypatch):
-    kernels = ways.kernels()
-    if device == "cpu":  # the interpreter reads what it likes
-        monkeypatch.setattr(ways, "kernels", lambda: stubs(kernels))
-    online = make_online(mitigation=("d_pts", "var", "ls"), weight=random(OUT, K))
-    layer = Layer(device, way, online, DECODE)
-    layer.step("dpd")
-    arguments = layer.arguments(random(3, K).to(device))
-    with Reads() as reads:
-        gather_tokens_cuda(*arguments)
-    # The key of the layer, which is on the host.
-    assert reads.found == ["_local_scalar_dense"]
-
-
-def stubs(kernels):
-    """Return functions with results of the right shapes, but for masks."""
-
-    def mask(x, **options):
-        ones = x.new_ones(len(x))
-        return Sparsified(x * 1, ones, ones)
-
-    return kernels._replace(
-        list_tokens=lambda x, **options: x,
-        mask_tokens=mask,
-        gather_lists=lambda x, rows, **options: x @ rows,
-    )

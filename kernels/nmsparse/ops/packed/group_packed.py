@@ -7,7 +7,6 @@ dense bytes: half of the values, and one bit a channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -16,10 +15,8 @@ from nmsparse import bitmask
 from nmsparse.dispatch import explain
 from nmsparse.keep import select_keep
 from nmsparse.packed import DTYPES
+from nmsparse.packed_tensors import as_integers, expect_tensor, row_blocks
 from nmsparse.pattern import NMPattern, parse_pattern
-
-# Elements of the dense weight that are handled at once.
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,23 +67,23 @@ class GroupPacked:
         words = bitmask.words_of(in_features)
         bits = weight.new_zeros(out_features, words, dtype=torch.int64)
         values = weight.new_zeros(out_features, in_features // group * kept)
-        for start, stop in _blocks(out_features, in_features):
-            rows = _as_integers(weight[start:stop])
+        for start, stop in row_blocks(out_features, in_features):
+            rows = as_integers(weight[start:stop])
             is_stored = (rows << 1) != 0
             _refuse_violation(is_stored, found, start)
             # 1 before 0, lower channels first: every non-zero, then zeros to fill up.
             keep = select_keep(is_stored.to(torch.float16), found, signed=False)
             bits[start:stop] = bitmask.pack_keep(keep)
             picked = torch.where(is_stored, rows, 0)[keep]
-            here = _as_integers(values[start:stop])
+            here = as_integers(values[start:stop])
             here.copy_(picked.view(here.shape))
         return cls(bits, values, found, in_features)
 
     def unpack(self) -> torch.Tensor:
         """Return the dense weight ``[O, K]``."""
-        values = _as_integers(self.values)
+        values = as_integers(self.values)
         dense = values.new_zeros(self.shape)
-        for start, stop in _blocks(*self.shape):
+        for start, stop in row_blocks(*self.shape):
             keep = bitmask.unpack_keep(self.bits[start:stop], self.in_features)
             dense[start:stop][keep] = values[start:stop].flatten()
         return dense.view(self.dtype)
@@ -125,14 +122,18 @@ class GroupPacked:
         kept, group = _groups(self.pattern).group(self.in_features)
         out_features = self.bits.shape[0] if self.bits.dim() == 2 else 0
         words, listed = bitmask.words_of(self.in_features), self.in_features // group
-        _expect("bits", self.bits, (out_features, words), (torch.int64,))
-        _expect("values", self.values, (out_features, listed * kept), DTYPES)
+        expect_tensor(
+            "GroupPacked", "bits", self.bits, (out_features, words), (torch.int64,)
+        )
+        expect_tensor(
+            "GroupPacked", "values", self.values, (out_features, listed * kept), DTYPES
+        )
         if not bitmask.tail_is_zero(self.bits, self.in_features):
             raise ValueError(
                 f"GroupPacked {self.shape}: bits at or beyond in_features are set. "
                 "Expected zeros there: pack the weight again."
             )
-        for start, stop in _blocks(*self.shape):
+        for start, stop in row_blocks(*self.shape):
             keep = bitmask.unpack_keep(self.bits[start:stop], self.in_features)
             counts = _count_groups(keep, group)
             if (wrong := (counts != kept).nonzero()).numel():
@@ -196,7 +197,7 @@ def group_packed_linear_reference(
     """Return ``[T, O]`` in pure torch: unpack some rows, multiply in float32."""
     out = x.new_empty(x.shape[0], weight.shape[0], dtype=torch.float32)
     wide = x.float()
-    for start, stop in _blocks(*weight.shape):
+    for start, stop in row_blocks(*weight.shape):
         out[:, start:stop] = wide @ weight.rows(start, stop).unpack().float().t()
     if bias is not None:
         out += bias.float()
@@ -238,31 +239,3 @@ def _count_groups(keep: torch.Tensor, group: int) -> torch.Tensor:
     """Return how many of each group are true, ``[rows, K // M]``."""
     counts: torch.Tensor = keep.unflatten(-1, (keep.shape[-1] // group, group)).sum(-1)
     return counts
-
-
-def _as_integers(weight: torch.Tensor) -> torch.Tensor:
-    """View floats as integers: no bit changes, and subnormals are not zeros."""
-    return weight.view(torch.int32 if weight.element_size() == 4 else torch.int16)
-
-
-def _blocks(out_features: int, in_features: int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows that are handled at once."""
-    step = max(1, _BLOCK // max(1, in_features))
-    for start in range(0, out_features, step):
-        yield start, min(start + step, out_features)
-
-
-def _expect(
-    name: str,
-    found: torch.Tensor,
-    shape: tuple[int, ...],
-    dtypes: tuple[torch.dtype, ...],
-) -> None:
-    """Refuse a part of another shape, dtype or layout."""
-    fits = tuple(found.shape) == shape and found.dtype in dtypes
-    if not fits or not found.is_contiguous():
-        layout = "" if found.is_contiguous() else ", not contiguous"
-        raise ValueError(
-            f"GroupPacked: {name} is {found.dtype} {tuple(found.shape)}{layout}. "
-            f"Expected {' or '.join(map(str, dtypes))} {shape}."
-        )

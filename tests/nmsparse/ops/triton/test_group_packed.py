@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.cpu_kernels import at_the_end, bits, random
 
+from nmsparse import packed_tensors
 from nmsparse.keep import select_keep
 from nmsparse.ops.packed import group_packed, group_packed_triton
 from nmsparse.ops.packed.group_packed import (
@@ -124,7 +125,7 @@ def test_blocks_do_not_show(monkeypatch, block):
     weight, x = sparse(9, 20, "2:4"), random(2, 80)
     expected = GroupPacked.pack(weight, "2:4")
     product = group_packed_linear_reference(x, expected, None)
-    monkeypatch.setattr(group_packed, "_BLOCK", block)
+    monkeypatch.setattr(packed_tensors, "_BLOCK", block)
     found = GroupPacked.pack(weight, "2:4")
     found.check()
     assert torch.equal(found.bits, expected.bits)
