@@ -14,6 +14,7 @@ from typing import Any
 
 import gpu_tables
 import kernel_tables
+import online_policies
 import online_tables
 import pruning_tables
 import rows
@@ -82,6 +83,7 @@ TABLES = {
     "gpu-decode": gpu_tables.decode,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
+    "online-policies": online_policies.table,
     "online-budgets": online_tables.budgets_table,
     "online-weights": online_tables.weights_table,
     "pruning-setup": pruning_tables.setup_text,
