@@ -27,7 +27,10 @@ from pydantic import (
     model_validator,
 )
 
+from nmsparse.beside import is_plain
 from nmsparse.criteria import DEFAULT_CRITERION, criteria
+from nmsparse.errors import ConfigError as ConfigError
+from nmsparse.errors import printable
 from nmsparse.mitigation import check_mitigations
 from nmsparse.pattern import NMPattern, Pattern, Unstructured, parse_pattern
 from nmsparse.suggest import unknown
@@ -35,10 +38,10 @@ from nmsparse.targets import DEFAULT_TARGETS, check_target
 
 # Version 1 had no mitigation, dense_first_token and parameters; it is still read.
 SCHEMA_VERSION = 2
-
-
-class ConfigError(ValueError):
-    """A sparsity configuration that cannot be used; the message says how to mend it."""
+# Regular expressions of one configuration: each is tried on every layer.
+MAX_EXPRESSIONS = 1000
+# Lines of an error about one configuration.
+_MAX_LINES = 20
 
 
 class Phase(str, Enum):
@@ -107,7 +110,7 @@ class WeightSparsity(_Strict):
     """What the pruner did to the weights: a record, the weights hold the zeros."""
 
     pattern: PatternField
-    sparsity: float | None = Field(default=None, ge=0.0, le=1.0)
+    sparsity: float | None = Field(default=None, ge=0.0, le=1.0, allow_inf_nan=False)
 
 
 class Group(_Strict):
@@ -132,7 +135,7 @@ class ParametersFile(_Strict):
     @field_validator("file")
     @classmethod
     def _plain_name(cls, name: str) -> str:
-        if name in ("", ".", "..") or re.search(r"[/\\\x00]", name):
+        if not is_plain(name):
             raise ValueError(
                 f"File name {name!r} is invalid. Expected the name of a file beside "
                 "the configuration, without directories."
@@ -199,6 +202,30 @@ class SparsityConfig(_Strict):
     def _valid_ignore(cls, ignore: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(check_target(target) for target in ignore)
 
+    @field_validator("groups", "provenance")
+    @classmethod
+    def _unicode(cls, data: dict[str, Any]) -> dict[str, Any]:
+        # JSON can escape half a character, which no file or log can hold.
+        for text in (*data, *data.values()):
+            if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
+                raise ValueError(
+                    f"{printable(text, limit=80)!r} is no Unicode text. Expected whole "
+                    "characters, not halves of surrogate pairs."
+                )
+        return data
+
+    @field_validator("groups")
+    @classmethod
+    def _few_expressions(cls, groups: dict[str, Group]) -> dict[str, Group]:
+        targets = (target for group in groups.values() for target in group.targets)
+        count = sum(target.startswith("re:") for target in targets)
+        if count > MAX_EXPRESSIONS:
+            raise ValueError(
+                f"{count} targets are regular expressions. Expected at most "
+                f"{MAX_EXPRESSIONS}: name modules in full, which is also faster."
+            )
+        return groups
+
     @classmethod
     def uniform(
         cls,
@@ -254,10 +281,12 @@ class SparsityConfig(_Strict):
 def describe_errors(error: ValidationError, source: str) -> str:
     """Return pydantic's errors as ``source: key.path: message`` lines."""
     lines = []
-    for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"])
-        message = item["msg"].removeprefix("Value error, ")
+    for item in error.errors(include_url=False)[:_MAX_LINES]:
+        where = printable(".".join(str(part) for part in item["loc"]))
+        message = printable(item["msg"].removeprefix("Value error, "), limit=2000)
         lines.append(
             f"{source}: {where}: {message}" if where else f"{source}: {message}"
         )
+    if error.error_count() > _MAX_LINES:
+        lines.append(f"{source}: and {error.error_count() - _MAX_LINES} more problems")
     return "\n".join(lines)

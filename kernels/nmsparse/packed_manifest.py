@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from nmsparse.config import describe_errors
+from nmsparse.errors import printable
 from nmsparse.targets import NEVER_TARGETS, best_match
 
 QUANT_METHOD: Final = "vllm_sparse"
@@ -113,8 +114,8 @@ class PackedManifest(BaseModel):
         version = data.get("version") if isinstance(data, dict) else None
         if version != VERSION or isinstance(version, bool):
             raise ValueError(
-                f"version {version!r} of the packed format cannot be read. Expected "
-                f"{VERSION}: upgrade vllm-sparse, or pack the model again."
+                f"version {_shown(version)} of the packed format cannot be read. "
+                f"Expected {VERSION}: upgrade vllm-sparse, or pack the model again."
             )
         return data
 
@@ -124,10 +125,11 @@ class PackedManifest(BaseModel):
         cls, modules: dict[str, tuple[int, int]]
     ) -> dict[str, tuple[int, int]]:
         for name in modules:
-            if not is_packable(name):
+            if not is_packable(name) or printable(name) != name:
                 raise ValueError(
-                    f"{name!r} cannot be packed. Expected linears of decoder blocks "
-                    "such as model.layers.0.mlp.up_proj: pack the model again."
+                    f"{printable(name)!r} cannot be packed. Expected linears of "
+                    "decoder blocks such as model.layers.0.mlp.up_proj: pack the model "
+                    "again."
                 )
         return modules
 
@@ -182,10 +184,16 @@ class PackedManifest(BaseModel):
                 module = tensor.removesuffix(suffix)
                 if module != tensor and module not in self.modules:
                     raise PackedFormatError(
-                        f"{source}: {tensor} is in the files, but config.json does not "
-                        f"list {module}. Expected it in quantization_config.modules: "
-                        "pack the original model again."
+                        f"{source}: {printable(tensor)} is in the files, but "
+                        f"config.json does not list {printable(module)}. Expected it "
+                        "in quantization_config.modules: pack the original model again."
                     )
+
+
+def _shown(version: Any) -> str:
+    """Return a version for a message: anything may stand in its place."""
+    simple = version is None or isinstance(version, int | str)
+    return printable(repr(version), limit=40) if simple else type(version).__name__
 
 
 def _expect(

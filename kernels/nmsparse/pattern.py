@@ -2,7 +2,7 @@
 
 ``NMPattern(n=8, m=16)``, written ``8:16``, keeps at most 8 of every 16 consecutive
 elements. ``Unstructured(0.5)``, written ``50%``, keeps half of each row with no
-structure; it is the quality reference for the N:M patterns. Standard library only.
+structure; it is the quality reference for the N:M patterns. No torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TypeAlias
 
+from nmsparse.errors import printable
+
 # Keys of the deterministic selection hold the position in a group in 16 bits.
 MAX_M = 1 << 16
 
-_NM = re.compile(r"(\d+)\s*(?::|of)\s*(\d+)")
-_PERCENT = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+_NM = re.compile(r"([0-9]{1,9})\s*(?::|of)\s*([0-9]{1,9})")
+_PERCENT = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,400})?)\s*%")
 _HINT = (
     "Expected N:M with 1 <= N <= M, for example 2:4, 4:8, 8:16 or 16:32 "
     "(N is the number KEPT of every M), or a share of zeros such as 50%."
@@ -159,9 +161,11 @@ def parse_pattern(text: str | NMPattern | Unstructured) -> Pattern:
     """
     if isinstance(text, NMPattern | Unstructured):
         return text
-    stripped = str(text).strip().lower()
+    # Nothing else has a form that could fit, and some values cannot even be shown.
+    stripped = text.strip().lower() if isinstance(text, str) else ""
     if found := _NM.fullmatch(stripped):
         return NMPattern(int(found[1]), int(found[2]))
     if found := _PERCENT.fullmatch(stripped):
         return Unstructured(float(Decimal(found[1]).scaleb(-2)))
-    raise ValueError(f"Sparsity pattern {text!r} is not understood. {_HINT}")
+    shown = printable(text, limit=80) if isinstance(text, str) else type(text).__name__
+    raise ValueError(f"Sparsity pattern {shown!r} is not understood. {_HINT}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nmsparse.config import ConfigError, Group, SparsityConfig, WeightSparsity
+from nmsparse.errors import printable
 from nmsparse.targets import (
     DEFAULT_TARGETS,
     NEVER_TARGETS,
@@ -95,7 +96,7 @@ class Resolver:
         for name, group in self.config.groups.items():
             for target in group.targets if group.activation else ():
                 if target not in self._used and target not in DEFAULT_TARGETS:
-                    raise self._unknown(f"groups.{name}", target)
+                    raise self._unknown(f"groups.{printable(name)}", target)
         for target in self.config.ignore:
             full_name = "." in target and not target.startswith("re:")
             # vLLM builds no linear layers for heads and experts: dense in any case.
@@ -107,7 +108,7 @@ class Resolver:
         close = difflib.get_close_matches(target, self._seen, n=1, cutoff=0.5)
         example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
         return ConfigError(
-            f"{where}: unknown target {target!r}: it matches none of the "
+            f"{where}: unknown target {printable(target)!r}: it matches none of the "
             f"{len(self._seen)} linear layers of this model. Expected a layer name "
             f"such as {example[0]}, a class name such as Linear, or re:<regex>."
         )

@@ -6,14 +6,18 @@ this project.
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from pathlib import Path
 
+from nmsparse.beside import beside
 from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.errors import printable
+from nmsparse.json_text import parse_json
 
 SIDECAR_NAME = "vllm_sparse_config.json"
+# A model with 50,000 experts that are all named in full has less.
+MAX_BYTES = 64 << 20
 
 
 def read_config(path: Path) -> SparsityConfig:
@@ -23,15 +27,20 @@ def read_config(path: Path) -> SparsityConfig:
         ConfigError: if the file is missing, is not JSON, or does not validate.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ValueError(f"it has more than {MAX_BYTES >> 20} MiB")
+        data = parse_json(content.decode("utf-8"), strict=True)
     except FileNotFoundError:
         raise ConfigError(
             f"Sparsity config {path} does not exist. Expected a JSON file such as a "
             f"model folder's {SIDECAR_NAME}: check the path."
         ) from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: also of a path with a NUL
         raise ConfigError(
-            f"Sparsity config {path} cannot be read ({error}). Expected a JSON file."
+            f"Sparsity config {printable(path)} cannot be read ({printable(error)}). "
+            "Expected a JSON file."
         ) from None
     if not isinstance(data, dict):
         raise ConfigError(
@@ -45,9 +54,13 @@ def read_sidecar(folder: Path) -> SparsityConfig | None:
     """Read the sidecar of a model folder; None if it has none.
 
     Raises:
-        ConfigError: if there is one and it cannot be used.
+        ConfigError: if there is one and it cannot be used, or if it is a link that
+            leads out of the folder.
     """
-    path = folder / SIDECAR_NAME
+    try:
+        path = beside(folder, SIDECAR_NAME)
+    except ValueError as error:
+        raise ConfigError(f"Sparsity config: {error}") from None
     return read_config(path) if path.is_file() else None
 
 

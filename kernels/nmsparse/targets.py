@@ -7,10 +7,11 @@ after ``re:`` (matched from the start of the name), or a class name (``Linear``,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
-from functools import lru_cache
+
+from nmsparse.errors import printable
+from nmsparse.expression import MAX_LENGTH, check_expression, matches
 
 # The linears of decoder blocks: Llama, Qwen, Gemma, Mistral, Phi-3 and their kin; then
 # OPT and GPT-J, GPT-2, MPT, GPT-NeoX/Falcon/BLOOM and Phi. Fused names are vLLM's.
@@ -53,29 +54,30 @@ class Specificity(IntEnum):
     NAME = 3
 
 
-@lru_cache(maxsize=512)
-def _compile(expression: str) -> re.Pattern[str]:
-    return re.compile(expression)
-
-
 def check_target(target: str) -> str:
     """Return ``target`` if its syntax is valid.
 
     Raises:
-        ValueError: if it is empty or its regular expression does not compile.
+        ValueError: if it is empty, too long, or no regular expression that can be used.
     """
+    shown = printable(target, limit=200)
     if not target.removeprefix("re:"):
         raise ValueError(
             "A target is empty. Expected a module name, a class name, or re:<regex>."
         )
     if target.startswith("re:"):
         try:
-            _compile(target.removeprefix("re:"))
-        except re.error as error:
+            check_expression(target.removeprefix("re:"))
+        except ValueError as error:
             raise ValueError(
-                f"Target {target!r} is no valid regular expression ({error}). "
+                f"Target '{shown}' is no valid regular expression ({error}). "
                 "Escape literal characters, or give the full module name."
             ) from None
+    elif len(target) > MAX_LENGTH or not target.isprintable():
+        raise ValueError(
+            f"Target '{shown}' is no name. Expected at most {MAX_LENGTH} printable "
+            "characters: a module name or a class name."
+        )
     return target
 
 
@@ -86,9 +88,12 @@ def match(target: str, name: str, class_names: Iterable[str]) -> Specificity:
         target: a target string.
         name: full name of the module.
         class_names: the module's class and base classes.
+
+    Raises:
+        ConfigError: if a regular expression takes too long.
     """
     if target.startswith("re:"):
-        found = _compile(target.removeprefix("re:")).match(name)
+        found = matches(target.removeprefix("re:"), name)
         return Specificity.REGEX if found else Specificity.NONE
     if target == name:
         return Specificity.NAME

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from nmsparse.beside import beside
 from nmsparse.config import ConfigError, ParametersFile
+from nmsparse.errors import printable
 from nmsparse.parameters.tensors import check_tensor
 
 if TYPE_CHECKING:
@@ -90,18 +92,20 @@ def read_parameters(
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    path = folder / file.file
     try:
+        path = beside(folder, file.file)
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         digest = _sha256(path)
     except FileNotFoundError:
         raise ConfigError(
-            f"Parameters file {path} does not exist. Expected it beside the sparsity "
-            f"configuration that names it: {_REMEDY}."
+            f"Parameters file {folder / file.file} does not exist. Expected it beside "
+            f"the sparsity configuration that names it: {_REMEDY}."
         ) from None
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"Parameters file {path} cannot be read ({error}). "
-            "Expected a safetensors file."
+            f"Parameters file {printable(folder / file.file)} cannot be read "
+            f"({printable(error)}). Expected a safetensors file."
         ) from None
     if digest != file.sha256:
         raise ConfigError(
@@ -112,7 +116,7 @@ def read_parameters(
         tensors = load_file(path)
     except (SafetensorError, ValueError) as error:
         raise ConfigError(
-            f"Parameters file {path} is no safetensors file ({error}). "
+            f"Parameters file {path} is no safetensors file ({printable(error)}). "
             "Expected one written by `offline-prune calibrate`."
         ) from None
     found: dict[str, dict[str, torch.Tensor]] = {}
@@ -124,8 +128,8 @@ def read_parameters(
                 raise ValueError("it belongs to no module.")
         except ValueError as error:
             raise ConfigError(
-                f"Parameters file {path}: {key}: {error} Upgrade vllm-sparse, or "
-                "calibrate the model again."
+                f"Parameters file {path}: {printable(key)}: {error} Upgrade "
+                "vllm-sparse, or calibrate the model again."
             ) from None
         found.setdefault(module, {})[name] = tensors[key]
     return found
