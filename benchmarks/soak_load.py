@@ -28,6 +28,7 @@ KINDS = {
     "invalid": 10,
 }
 TIMEOUT_SECONDS = 300.0
+WARM_UP_LENGTHS = 160
 # Bodies that no server should accept, and what it must say: vLLM's own statuses.
 INVALID: tuple[tuple[bytes, int], ...] = (
     (b'{"model": "m", "prompt": ', 400),
