@@ -65,6 +65,19 @@ def prompts() -> list[str]:
     return [str(json.loads(line)["prompt"]) for line in lines]
 
 
+def warm_up(url: str) -> None:
+    """Send prompts of many lengths, one at a time.
+
+    vLLM's CPU products keep what they prepared for each number of tokens they have
+    seen, up to a limit: memory grows until they have seen that many.
+    """
+    with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client:
+        for length in range(16, 16 + WARM_UP_LENGTHS):
+            ids = random.Random(length).choices(range(10, 1000), k=length)
+            request = {"model": "m", "prompt": ids, "max_tokens": 2}
+            client.post("/v1/completions", json=request).raise_for_status()
+
+
 async def load(url: str, until: float, *, concurrency: int, seed: int = 0) -> Results:
     """Send requests of all kinds until ``until`` (``time.monotonic``).
 
