@@ -14,10 +14,12 @@ from typing import Any
 
 import gpu_tables
 import kernel_tables
+import losing_tables
 import online_policies
 import online_tables
 import pruning_tables
 import rows
+import serve_tables
 import zero_shot
 
 ROOT = Path(__file__).parent.parent
@@ -73,6 +75,8 @@ def quality_table() -> str:
 TABLES = {
     "decode": decode_table,
     "quality": quality_table,
+    "decode-losing": losing_tables.decode,
+    "kernels-losing": losing_tables.kernels,
     "kernels": kernel_tables.one_token,
     "kernels-tokens": kernel_tables.more_tokens,
     "kernels-union": kernel_tables.union_law,
@@ -93,6 +97,8 @@ TABLES = {
     "pruning-seeds": pruning_tables.seeds_table,
     "pruning-cost": pruning_tables.cost_table,
     "zero-shot": zero_shot.table,
+    "serve-load": serve_tables.load,
+    "soak": serve_tables.soak,
 }
 _MARKED = re.compile(
     r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL
