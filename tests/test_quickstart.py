@@ -47,7 +47,7 @@ def test_the_page_works(steps, tmp_path):
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     serving = [code for _, code in steps if code.startswith(SERVE)]
     assert len(serving) == 1
-    flags = shlex.split(serving[0])[3:]
+    flags = shlex.split(serving[0].replace("\\\n", " "))[3:]
     said = {}
     model = str(tmp_path / "gemma-3-270m")
     with serve(model, *flags, "--served-model-name", "gemma-3-270m") as running:

@@ -33,6 +33,7 @@ _LINK = re.compile(
 )
 _IMAGE = re.compile(r"!\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 _CODE = re.compile(r"`[^`\n]*`")
+_ROLE = re.compile(r":(?:class|func|meth|mod|data|attr):(?=<code>)")
 _ROW = re.compile(r"^\|.*$", re.MULTILINE)
 
 
@@ -71,6 +72,11 @@ def _parts(markdown: str) -> Iterator[tuple[bool, str]]:
         else:
             part += line
     yield fenced, part
+
+
+def on_page_content(html: str, **_: object) -> str:
+    """Remove Sphinx' roles, which docstrings have before names."""
+    return _ROLE.sub("", html)
 
 
 def repository_path(uri: str) -> str:
