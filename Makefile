@@ -35,7 +35,7 @@ ARGS :=
 # GiB for the KV cache of vLLM's CPU backend.
 export VLLM_CPU_KVCACHE_SPACE ?= 1
 
-.PHONY: help setup model serve native sanitize test test-fast lint bench bench-kernels clean distclean
+.PHONY: help setup model serve native sanitize test test-fast lint bench bench-kernels bench-serve soak docs docs-serve fuzz audit clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -148,9 +148,58 @@ bench-kernels: setup ## measure the CPU kernels against vLLM's CPU linear
 	@echo "==> Measuring the CPU kernels"
 	$(BIN)/python benchmarks/kernel_speed.py $(ARGS)
 
+bench-serve: model ## load real servers with `vllm bench serve`: stock, off and sparse
+	@echo "==> Loading servers"
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/serve_load.py $(ARGS)
+
+soak: model ## 20 minutes of mixed load on a real server; fails if memory grows
+	@echo "==> Mixed load on a real server (ARGS=\"--minutes 20\")"
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/soak.py $(ARGS)
+
+# The variable silences the theme's advertisement of another tool.
+mkdocs = NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: setup ## build the documentation as a site, into site/
+	@echo "==> Building the site"
+	$(mkdocs) build --strict
+	echo "==> Open site/index.html; the search needs a server: make docs-serve"
+
+docs-serve: setup ## show the documentation on 127.0.0.1:8008
+	@$(mkdocs) serve --dev-addr 127.0.0.1:8008
+
+# Readers that the fuzzer knows: `make fuzz FUZZ=packed ARGS="--seed 7 --seconds 60"`.
+FUZZ := config packed parameters table folder recipe
+
+fuzz: setup ## fuzz the readers of files, each 1,000,000 cases or 10 minutes
+	@status=0
+	for target in $(FUZZ); do
+	  echo "==> Fuzzing: $$target"
+	  PYTHONPATH=tests/shared $(BIN)/python -m fuzzing $$target $(ARGS) || status=1
+	done
+	exit $$status
+
+AUDIT := $(VENV)/audit
+
+audit: setup ## look up known vulnerabilities of the locked packages (needs a network)
+	@echo "==> Looking up $$(grep -c '^[^#].*==' $(LOCK)) packages of $(LOCK) with pip-audit"
+	[ -x $(AUDIT)/bin/pip-audit ] || { $(BIN)/python -m venv $(AUDIT) && $(AUDIT)/bin/pip install -q pip-audit; }
+	rm -f $(AUDIT)/report.json
+	# Advisories know no local versions such as 2.13.0+cpu.
+	sed 's/+cpu$$//' $(LOCK) > $(AUDIT)/packages.txt
+	if $(AUDIT)/bin/pip-audit --no-deps --disable-pip -r $(AUDIT)/packages.txt -f json -o $(AUDIT)/report.json $(ARGS); then
+	  echo "==> No known vulnerability"
+	elif [ -s $(AUDIT)/report.json ]; then
+	  echo "error: vulnerabilities are known, see $(AUDIT)/report.json" >&2
+	  exit 1
+	else
+	  echo "error: nothing was audited. Expected a network that reaches pypi.org, or" >&2
+	  echo "ARGS=\"-s osv\" and one that reaches api.osv.dev" >&2
+	  exit 2
+	fi
+
 clean: ## remove build outputs and caches of this checkout
 	@echo "==> Removing build outputs and caches"
-	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -path ./$(VENV) -prune -o -path ./.git -prune -o \
 	  \( -name __pycache__ -o -name '*.egg-info' \) -type d -print0 | xargs -0r rm -rf
 
