@@ -19,6 +19,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.json_text import parse_json
+from nmsparse.packed_manifest import QUANT_METHOD, PackedFormatError, PackedManifest
 from nmsparse.parameters import PARAMETERS_NAME
 from nmsparse.resolve import Resolver, require_sparse_layers
 from nmsparse.targets import FUSED
@@ -63,6 +65,35 @@ def check_model_exists(model: str) -> None:
             f"Model {model!r} does not exist. Expected a Hugging Face id (org/name) or "
             "an existing folder: check the path."
         )
+
+
+def check_packed(model: str) -> None:
+    """Refuse a damaged packed folder by its headers; other models are not looked at.
+
+    Args:
+        model: a folder; a hub id is left to vLLM, which downloads its weights later.
+
+    Raises:
+        ConfigError: naming the file or tensor. What only the values tell is found when
+            the workers load them.
+    """
+    folder = Path(model)
+    path = folder / "config.json"
+    if not path.is_file():
+        return
+    try:
+        packed = parse_json(path.read_bytes())["quantization_config"]
+        if packed["quant_method"] != QUANT_METHOD:
+            return
+    except (OSError, ValueError, LookupError, TypeError):
+        return  # vLLM says what is wrong with a config.json
+    from vllm_sparse.packed.headers import read_headers
+
+    try:
+        manifest = PackedManifest.parse(packed, source=f"{path}: quantization_config")
+        manifest.check_headers(read_headers(folder), source=str(folder))
+    except PackedFormatError as error:
+        raise ConfigError(str(error)) from None
 
 
 def check_model(

@@ -76,7 +76,7 @@ def serve(arguments: Sequence[str]) -> int:
         arguments: what follows ``vllm-sparse serve``.
 
     Returns:
-        0, or 2 if the options cannot be used.
+        0, 1 if the engine died, or 2 if the options cannot be used.
     """
     try:
         check_vllm(installed_vllm())
@@ -92,7 +92,14 @@ def serve(arguments: Sequence[str]) -> int:
     configure_logging_from_args(args)
     command.validate(args)
     command.cmd(args)
-    return 0
+    from vllm_sparse.serving.ending import ENDING
+
+    if ENDING.died:
+        sys.stderr.write(
+            f"{PROGRAM}: error: the engine died, so the server ended. The reason is in "
+            "the log above.\n"
+        )
+    return int(ENDING.died)
 
 
 def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
@@ -242,11 +249,12 @@ def _activate(args: argparse.Namespace) -> None:
             f"{OPTIONS_KEY}. Expected one: remove the other."
         )
     options = flags if flags is not None else extra.get(OPTIONS_KEY)
-    from vllm_sparse.cli.preflight import check_model, check_model_exists
+    from vllm_sparse.cli.preflight import check_model, check_model_exists, check_packed
 
     check_model_exists(args.model)
     unknown = download_sidecar(args.model, args.revision, args.hf_token)
     folder = local_model_folder(args.model, args.revision)
+    check_packed(args.model)
     found = resolve_options(options, folder)
     if found is None and any(name in (options or {}) for name in CHOICES):
         sys.stderr.write(

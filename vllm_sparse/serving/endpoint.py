@@ -18,6 +18,7 @@ from vllm.logger import init_logger
 from nmsparse.pattern import parse_pattern
 from vllm_sparse import __version__
 from vllm_sparse.describe import WeightsRead, share_read
+from vllm_sparse.serving.ending import ENDING
 from vllm_sparse.serving.metrics import SparsityMetrics
 from vllm_sparse.serving.poller import StatsPoller
 from vllm_sparse.stats import RankStats
@@ -107,6 +108,7 @@ class SparsityEndpoint:
         """Connect to the engine and start polling, if it is sparse."""
         if engine_client is None:
             return
+        ENDING.watch(engine_client)
         poller = StatsPoller(engine_client, POLL_SECONDS)
         state.sparsity_poller = poller
         stats = await poller.fetch()

@@ -30,6 +30,7 @@ class Server:
     log: Path
     model: str
     key: str | None
+    process: subprocess.Popen[bytes]
 
     def client(self, **options: Any) -> OpenAI:
         """Return an ``openai`` client."""
@@ -64,16 +65,27 @@ def _free_port() -> int:
 
 @contextlib.contextmanager
 def serve(
-    model: str, *flags: str, key: str | None = None, **environment: str
+    model: str,
+    *flags: str,
+    key: str | None = None,
+    prefix: tuple[str, ...] = (),
+    **environment: str,
 ) -> Iterator[Server]:
     """Serve ``model`` as ``m`` until the block ends.
+
+    Args:
+        model: a model folder.
+        *flags: of the command.
+        key: the API key.
+        prefix: a command that runs another one in its own process, such as ``nice``.
+        **environment: variables of the server.
 
     Raises:
         AssertionError: with the end of the log, if it does not become ready.
     """
     port = _free_port()
     command = [
-        *(sys.executable, "-m", "vllm_sparse", "serve", model),
+        *(*prefix, sys.executable, "-m", "vllm_sparse", "serve", model),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port)),
         *("--enforce-eager", "--max-model-len", "256"),
         *("--gpu-memory-utilization", "0.3", *flags),
@@ -92,7 +104,7 @@ def serve(
         try:
             url = f"http://127.0.0.1:{port}"
             _wait(url, process, log)
-            yield Server(url, log, "m", key)
+            yield Server(url, log, "m", key, process)
         finally:
             process.send_signal(signal.SIGINT)
             with contextlib.suppress(subprocess.TimeoutExpired):
