@@ -179,23 +179,30 @@ fuzz: setup ## fuzz the readers of files, each 1,000,000 cases or 10 minutes
 	exit $$status
 
 AUDIT := $(VENV)/audit
+audit_options = --no-deps --disable-pip --progress-spinner off -f json $(ARGS)
 
 audit: setup ## look up known vulnerabilities of the locked packages (needs a network)
 	@echo "==> Looking up $$(grep -c '^[^#].*==' $(LOCK)) packages of $(LOCK) with pip-audit"
 	[ -x $(AUDIT)/bin/pip-audit ] || { $(BIN)/python -m venv $(AUDIT) && $(AUDIT)/bin/pip install -q pip-audit; }
-	rm -f $(AUDIT)/report.json
-	# Advisories know no local versions such as 2.13.0+cpu.
-	sed 's/+cpu$$//' $(LOCK) > $(AUDIT)/packages.txt
-	if $(AUDIT)/bin/pip-audit --no-deps --disable-pip -r $(AUDIT)/packages.txt -f json -o $(AUDIT)/report.json $(ARGS); then
-	  echo "==> No known vulnerability"
-	elif [ -s $(AUDIT)/report.json ]; then
-	  echo "error: vulnerabilities are known, see $(AUDIT)/report.json" >&2
-	  exit 1
-	else
-	  echo "error: nothing was audited. Expected a network that reaches pypi.org, or" >&2
-	  echo "ARGS=\"-s osv\" and one that reaches api.osv.dev" >&2
+	cd $(AUDIT)
+	rm -f probe.json report.json
+	# A mirror may know packages and no advisories, and would find everything well: ask
+	# for a release that is known to be vulnerable first.
+	echo 'jinja2==2.4.1' > probe.txt
+	bin/pip-audit $(audit_options) -r probe.txt -o probe.json 2>/dev/null || true
+	if ! grep -q '"id"' probe.json 2>/dev/null; then
+	  echo "error: nothing was audited: no advisories can be reached (jinja2 2.4.1 was not" >&2
+	  echo "called vulnerable). Expected a network that reaches pypi.org itself, or" >&2
+	  echo 'api.osv.dev with ARGS="-s osv"' >&2
 	  exit 2
 	fi
+	# Advisories know no local versions such as 2.13.0+cpu.
+	sed 's/+cpu$$//' "$(CURDIR)/$(LOCK)" > packages.txt
+	bin/pip-audit $(audit_options) -r packages.txt -o report.json || {
+	  echo "error: vulnerabilities are known, or the audit broke off: $(AUDIT)/report.json" >&2
+	  exit 1
+	}
+	echo "==> No known vulnerability"
 
 clean: ## remove build outputs and caches of this checkout
 	@echo "==> Removing build outputs and caches"

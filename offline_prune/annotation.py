@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from nmsparse.beside import check_link
 from nmsparse.config import Phase, SparsityConfig
 from nmsparse.pattern import Pattern
 from nmsparse.sidecar import write_sidecar
@@ -100,8 +101,18 @@ def copy_model(source: Path, target: Path, *, label: str) -> None:
 
     Links are followed: a Hub cache folder holds links into the cache. Hard links would
     be quicker than copies, but a later write through one name would change both.
+
+    Raises:
+        InputError: if a link leads elsewhere: a model of others must not bring private
+            files into the copy.
     """
-    total = sum(path.stat().st_size for path in source.rglob("*") if path.is_file())
+    files = [path for path in source.rglob("*") if path.is_file()]
+    try:
+        for path in files:
+            check_link(source, path)
+    except ValueError as error:
+        raise InputError(f"Model folder {source}: {error}") from None
+    total = sum(path.stat().st_size for path in files)
     # disable=None: no bar where nobody watches (not a terminal).
     with tqdm(
         total=total, desc=label, unit="B", unit_scale=True, disable=None

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 
+from nmsparse.json_text import parse_json
+
 PROVENANCE_NAME = "vllm_sparse_provenance.json"
 
 # Raise it when the conversion changes, so that cached folders are made again.
@@ -64,7 +66,7 @@ class Provenance:
 def read_provenance(folder: Path) -> Provenance | None:
     """Return the provenance of a folder; None if it has none that can be read."""
     try:
-        data = json.loads((folder / PROVENANCE_NAME).read_text("utf-8"))
+        data = parse_json((folder / PROVENANCE_NAME).read_text("utf-8"))
         return Provenance(**data)
     except (OSError, ValueError, TypeError):
         return None

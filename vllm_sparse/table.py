@@ -8,14 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from vllm.logger import init_logger
+
+from nmsparse.json_text import parse_json
 
 logger = init_logger("vllm." + __name__)
 
@@ -28,6 +33,8 @@ TOKENS = (1, 2, 4, 8, 16)
 # Below this gain the first way stays: timing noise must not cost speed.
 MIN_GAIN = 1.05
 _ROUNDS = 7
+# Of a cache file; one of a hundred models has less.
+_MAX_BYTES = 64 << 20
 
 # Seconds by way, by number of tokens.
 Times = dict[int, dict[str, float]]
@@ -113,10 +120,14 @@ class TableCache:
     def _read(self) -> dict[str, Times]:
         """Return what is in the file; a damaged file holds nothing."""
         try:
-            data = json.loads(self.path.read_text("utf-8"))
+            with self.path.open("rb") as file:
+                content = file.read(_MAX_BYTES + 1)
+            if len(content) > _MAX_BYTES:
+                return {}
+            data = parse_json(content, strict=True)
             return {
                 str(key): {
-                    int(tokens): {str(w): float(s) for w, s in found.items()}
+                    int(tokens): {str(w): _seconds(s) for w, s in found.items()}
                     for tokens, found in times.items()
                 }
                 for key, times in data["tables"].items()
@@ -136,5 +147,34 @@ def cache_folder() -> Path:
     try:
         folder = Path(base) if base else Path.home() / ".cache"
     except RuntimeError:  # no home folder, as of a container's arbitrary user
-        folder = Path(tempfile.gettempdir())
+        return _temporary_folder()
     return folder / "vllm-sparse"
+
+
+@lru_cache(maxsize=1)
+def _temporary_folder() -> Path:
+    """Return a folder that only this user can write to, where everybody can."""
+    folder = Path(tempfile.gettempdir()) / f"vllm-sparse-{os.geteuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        private = stat.S_ISDIR(found.st_mode) and not found.st_mode & 0o077
+        if private and found.st_uid == os.geteuid():
+            return folder
+    except OSError:  # a file of that name, or nothing can be written at all
+        pass
+    logger.warning("vllm-sparse: %s is not private to this user: not used", folder)
+    # Never made: nothing is found there, and writing says that it cannot.
+    return Path(os.devnull) / "vllm-sparse"
+
+
+def _seconds(value: Any) -> float:
+    """Return a measured time.
+
+    Raises:
+        ValueError: if it cannot be one.
+    """
+    seconds = float(value)
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{seconds} seconds")
+    return seconds

@@ -27,7 +27,7 @@ def beside(folder: Path, name: str) -> Path:
     """
     if not is_plain(name):
         raise ValueError(
-            f"File name {printable(name, limit=80)!r} is invalid. Expected the name of "
+            f"File name '{printable(name, limit=80)}' is invalid. Expected the name of "
             "a file in the same folder, without directories."
         )
     path = folder / name

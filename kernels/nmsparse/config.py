@@ -209,7 +209,7 @@ class SparsityConfig(_Strict):
         for text in (*data, *data.values()):
             if isinstance(text, str) and any("\ud800" <= c <= "\udfff" for c in text):
                 raise ValueError(
-                    f"{printable(text, limit=80)!r} is no Unicode text. Expected whole "
+                    f"'{printable(text, limit=80)}' is no Unicode text. Expected whole "
                     "characters, not halves of surrogate pairs."
                 )
         return data

@@ -33,7 +33,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {printable(key, limit=80)!r} is there twice")
+                raise ValueError(f"the key '{printable(key, limit=80)}' is there twice")
             seen.add(key)
     return found
 

@@ -127,7 +127,7 @@ class PackedManifest(BaseModel):
         for name in modules:
             if not is_packable(name) or printable(name) != name:
                 raise ValueError(
-                    f"{printable(name)!r} cannot be packed. Expected linears of "
+                    f"'{printable(name)}' cannot be packed. Expected linears of "
                     "decoder blocks such as model.layers.0.mlp.up_proj: pack the model "
                     "again."
                 )

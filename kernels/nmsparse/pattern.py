@@ -168,4 +168,4 @@ def parse_pattern(text: str | NMPattern | Unstructured) -> Pattern:
     if found := _PERCENT.fullmatch(stripped):
         return Unstructured(float(Decimal(found[1]).scaleb(-2)))
     shown = printable(text, limit=80) if isinstance(text, str) else type(text).__name__
-    raise ValueError(f"Sparsity pattern {shown!r} is not understood. {_HINT}")
+    raise ValueError(f"Sparsity pattern '{shown}' is not understood. {_HINT}")

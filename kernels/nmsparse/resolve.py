@@ -108,7 +108,7 @@ class Resolver:
         close = difflib.get_close_matches(target, self._seen, n=1, cutoff=0.5)
         example = close or sorted(self._seen)[:1] or ["model.layers.0.mlp.up_proj"]
         return ConfigError(
-            f"{where}: unknown target {printable(target)!r}: it matches none of the "
+            f"{where}: unknown target '{printable(target)}': it matches none of the "
             f"{len(self._seen)} linear layers of this model. Expected a layer name "
             f"such as {example[0]}, a class name such as Linear, or re:<regex>."
         )

@@ -13,4 +13,4 @@ def unknown(kind: str, name: str, available: Iterable[str]) -> str:
     names, name = sorted(available), printable(name, limit=80)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean: {close[0]}?" if close else ""
-    return f"Unknown {kind} {name!r}.{hint} Available: {', '.join(names) or 'none'}."
+    return f"Unknown {kind} '{name}'.{hint} Available: {', '.join(names) or 'none'}."

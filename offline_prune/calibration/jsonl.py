@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from nmsparse.json_text import parse_json
 from offline_prune.errors import InputError
 
 Row = dict[str, Any]
@@ -54,7 +54,7 @@ class JsonlRows(Sequence[tuple[str, Row]]):
             line = file.readline()
         place = f"{self._path}, line {number}"
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise InputError(
                 f"{place}: no JSON ({error}). Expected one JSON object a line: mend or "
@@ -70,7 +70,7 @@ def read_json(path: Path) -> list[tuple[str, Row]]:
         InputError: if it holds anything else.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(
             f"{path}: no JSON ({error}). Expected an array of objects; a file with one "

@@ -69,7 +69,7 @@ def write_index(
         names = dict(_renamed(folder.weight_map, set(modules), packed=packed))
         index: dict[str, Any] = {**folder.index, "weight_map": names}
         metadata = index.get("metadata")
-        if isinstance(metadata, dict) and "total_size" in metadata:
+        if isinstance(metadata, dict) and isinstance(metadata.get("total_size"), int):
             change = _size(made.headers(), modules) - _size(folder.headers(), modules)
             size = metadata["total_size"] + change
             index["metadata"] = {**metadata, "total_size": size}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +10,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from nmsparse.beside import check_link, is_plain
+from nmsparse.errors import printable
+from nmsparse.json_text import parse_json
 from offline_prune.errors import InputError
 
 CONFIG_NAME = "config.json"
@@ -95,9 +97,19 @@ class ModelFolder:
         return found
 
     def others(self) -> list[Path]:
-        """Return the files that are copied as they are, relative to the folder."""
+        """Return the files that are copied as they are, relative to the folder.
+
+        Raises:
+            InputError: if one is a link that leads out of the folder: a model of others
+                must not bring private files into a copy that is published.
+        """
         ours = {CONFIG_NAME, INDEX_NAME, *self.shards}
-        paths = (path for path in sorted(self.path.rglob("*")) if path.is_file())
+        paths = [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        try:
+            for path in paths:
+                check_link(self.path, path)
+        except ValueError as error:
+            raise InputError(f"Model folder {self.path}: {error}") from None
         relative = (path.relative_to(self.path) for path in paths)
         return [path for path in relative if str(path) not in ours]
 
@@ -114,7 +126,7 @@ def open_weights(path: Path) -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise InputError(
-            f"Weight file {path} cannot be read ({error}). Expected a whole "
+            f"Weight file {path} cannot be read ({printable(error)}). Expected a whole "
             "safetensors file: copy or download it again."
         ) from None
 
@@ -124,10 +136,11 @@ def _read_json(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         # Bytes, so that line ends stay as they are.
         text = path.read_bytes().decode("utf-8")
-        data = json.loads(text)
+        data = parse_json(text)
     except ValueError as error:
         raise InputError(
-            f"{path} cannot be read ({error}). Expected a JSON file in UTF-8."
+            f"{path} cannot be read ({printable(error)}). Expected a JSON file in "
+            "UTF-8."
         ) from None
     if not isinstance(data, dict) or not data:
         raise InputError(f"{path} holds no JSON object. Expected one with members.")
@@ -138,7 +151,7 @@ def _shards_of(index: dict[str, Any], path: Path) -> tuple[str, ...]:
     """Return the weight files an index names, each once."""
     names = index.get("weight_map")
     plain = isinstance(names, dict) and all(
-        isinstance(name, str) and Path(name).name == name for name in names.values()
+        isinstance(name, str) and is_plain(name) for name in names.values()
     )
     if not names or not plain:
         raise InputError(

@@ -20,6 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save
 
+from nmsparse.json_text import parse_json
 from offline_prune.errors import InputError
 from offline_prune.text_file import write_bytes, write_text
 
@@ -141,7 +142,7 @@ class Store:
         """Return JSON data written by :meth:`note`; None if there is none."""
         try:
             text = (self.path / f"{name}.json").read_text(encoding="utf-8")
-            data: dict[str, Any] = json.loads(text)
+            data: dict[str, Any] = parse_json(text)
         except (FileNotFoundError, ValueError):
             return None
         return data

@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from nmsparse.errors import printable
 from nmsparse.suggest import unknown
 from offline_prune.errors import InputError
 
@@ -49,6 +50,8 @@ def read_recipe(recipe: str | Path, kind: str = PRUNING) -> dict[str, Any]:
     """
     import yaml
 
+    from offline_prune.yaml_text import load_yaml
+
     path = Path(recipe)
     try:
         named = path.suffix == "" and not path.exists()
@@ -57,11 +60,12 @@ def read_recipe(recipe: str | Path, kind: str = PRUNING) -> dict[str, Any]:
             if named
             else path.read_text(encoding="utf-8")
         )
-        data = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = load_yaml(text)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(
-            f"Recipe {recipe} cannot be read ({error}). Expected a YAML file, or one "
-            f"of {', '.join(recipe_names(kind))}."
+            f"Recipe {printable(recipe)} cannot be read "
+            f"({printable(error, limit=2000)}). Expected a YAML file, or one of "
+            f"{', '.join(recipe_names(kind))}."
         ) from None
     if not isinstance(data, dict):
         example = "'budget: 0.5'" if kind == ONLINE else "'scorer: wanda'"

@@ -64,6 +64,8 @@ def split_card(content: str) -> tuple[dict[str, Any], str]:
     """
     import yaml
 
+    from offline_prune.yaml_text import load_yaml
+
     content = content.removeprefix("\ufeff").replace("\r\n", "\n")
     head, separator, rest = content.removeprefix(f"{_FENCE}\n").partition(
         f"\n{_FENCE}\n"
@@ -71,7 +73,7 @@ def split_card(content: str) -> tuple[dict[str, Any], str]:
     if not content.startswith(f"{_FENCE}\n") or not separator:
         return {}, content
     try:
-        data = yaml.safe_load(head)
+        data = load_yaml(head)
     except yaml.YAMLError:
         return {}, content
     return (data, rest) if isinstance(data, dict) else ({}, content)

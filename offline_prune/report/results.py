@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from typing_extensions import Self
 
 from nmsparse.config import describe_errors
+from nmsparse.json_text import parse_json
 from offline_prune.errors import InputError
 from offline_prune.report.layers import BlockResult, LayerResult, expect_share
 from offline_prune.report.measurements import EvaluationResult, Sizes
@@ -215,7 +216,7 @@ def _object(path: Path) -> dict[str, Any]:
         InputError: if it is no JSON object.
     """
     try:
-        data = json.loads(path.read_bytes())
+        data = parse_json(path.read_bytes())
     except ValueError as error:
         raise InputError(
             f"{path} cannot be read ({error}). Expected JSON: copy the folder again, "

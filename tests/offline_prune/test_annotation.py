@@ -57,8 +57,12 @@ def test_copy_is_byte_identical_and_leaves_the_source_alone(model_dir, tmp_path)
 
 def test_copies_share_no_storage_with_the_source(model_dir, tmp_path):
     # Hub caches hold links; a copy must survive the cache's removal or change.
+    snapshot = tmp_path / "models--org--name" / "snapshots" / "0123"
+    snapshot.parent.mkdir(parents=True)
+    model_dir = model_dir.rename(snapshot)
     weights = model_dir / "model.safetensors"
-    blob = tmp_path / "blob"
+    blob = snapshot.parents[1] / "blobs" / "4567"
+    blob.parent.mkdir()
     weights.rename(blob)
     weights.symlink_to(blob)
     content = blob.read_bytes()

@@ -9,6 +9,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx
 import openai
 import pytest
 import torch
@@ -114,6 +115,26 @@ def test_auth_as_vllm(server):
     server_without_key = openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong")
     with pytest.raises(openai.AuthenticationError):
         server_without_key.models.list()
+
+
+def test_what_is_sent_appears_nowhere(server):
+    """Not in the log, not in a metric, not in /sparsity, which nobody can change."""
+    marker = "qzmarkerzq"
+    client = server.client()
+    asked = {"max_tokens": 4, "user": marker, "extra_headers": {"X-Note": marker}}
+    client.completions.create(prompt=f"{marker} one", **asked, **GREEDY)
+    messages = [{"role": "user", "content": marker}]
+    client.chat.completions.create(messages=messages, **asked, **GREEDY)
+    with pytest.raises(openai.BadRequestError):  # too long: an error may not tell
+        client.completions.create(prompt=marker * 100, **asked, **GREEDY)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        answer = httpx.request(method, f"{server.url}/sparsity", content=marker)
+        assert answer.status_code == 405
+    time.sleep(3)  # a poll of the metrics
+    for _ in range(4):  # either API server answers
+        assert marker not in server.get("/sparsity").text
+        assert marker not in server.get("/metrics").text
+    assert marker not in server.log.read_text(errors="replace")
 
 
 def test_chat_and_streaming_agree(server):

@@ -6,7 +6,6 @@ import json
 import math
 import os
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -170,12 +169,16 @@ def no_home():
 
 
 def test_where_the_cache_is(monkeypatch, tmp_path):
+    module._temporary_folder.cache_clear()
     for name in (CACHE_ENV, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "vllm-sparse"
     monkeypatch.setattr(module.Path, "home", no_home)
-    assert cache_folder() == Path(tempfile.gettempdir()) / "vllm-sparse"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ours = tmp_path / f"vllm-sparse-{os.geteuid()}"
+    assert cache_folder() == ours
+    assert ours.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "vllm-sparse"
     monkeypatch.setenv(CACHE_ENV, str(tmp_path / "ours"))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nmsparse.dispatch import BACKENDS, explain
+from nmsparse.json_text import parse_json
 from nmsparse.pattern import NMPattern
 from vllm_sparse import __version__
 from vllm_sparse.compat import check_vllm, installed_vllm, supported_range
@@ -197,7 +198,7 @@ def _tables() -> list[Check]:
 
 def _table(file: Path) -> str:
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = parse_json(file.read_text(encoding="utf-8"))
         about, shapes = data["context"], len(data["tables"])
         if "gpu" in about:
             where = f"{about['gpu']}, triton {about['triton']}"

@@ -6,7 +6,6 @@ Whatever can be wrong with the input is found before the first engine starts.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import Phase
+from nmsparse.json_text import parse_json
 from vllm_sparse.compat import check_vllm, installed_vllm
 from vllm_sparse.execution import CHOICES
 
@@ -117,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError:
         found = None
     if not isinstance(found, dict):

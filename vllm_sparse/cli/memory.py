@@ -7,11 +7,11 @@ zeros are not noticed: a layer whose weight gets packed takes less.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.json_text import parse_json
 from nmsparse.packed_manifest import QUANT_METHOD
 from nmsparse.resolve import Resolver
 from nmsparse.sidecar import read_sidecar
@@ -142,7 +142,7 @@ def _model_folder(model: str) -> Path:
 def _not_counted(folder: Path) -> str | None:
     """Return why a model's layers keep no K-major rows; None if they do."""
     try:
-        data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        data = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         found = data.get("quantization_config")
     except (OSError, ValueError, AttributeError) as error:
         raise ConfigError(

@@ -7,10 +7,11 @@ begins with ``<bos>`` if the tokenizer puts one before a text.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from nmsparse.json_text import parse_json
 
 _SUFFIXES = (".txt", ".raw", ".jsonl")
 
@@ -108,7 +109,7 @@ def _rows(path: Path, text: str) -> str:
         if not line.strip():
             continue
         try:
-            found = json.loads(line)["text"]
+            found = parse_json(line)["text"]
         except (ValueError, KeyError, TypeError):
             found = None
         if not isinstance(found, str):

@@ -18,6 +18,7 @@ from typing import Any
 
 from nmsparse.native.compiler import TIMEOUT_S, BuildError, Compiler, flags
 from nmsparse.native.isa import Isa
+from nmsparse.native.private import make_private, not_ours
 
 CSRC = Path(__file__).resolve().parent.parent / "csrc"
 PREBUILT = Path(__file__).resolve().parent / "lib"
@@ -128,7 +129,8 @@ def cached(isa: Isa, *, compiler: Compiler, sanitize: bool = False) -> Path:
             raise
         raise BuildError(
             f"CPU kernels ({isa.name}): the cache of compiled kernels cannot be used "
-            f"({error}). Expected a folder that can be written: set XDG_CACHE_HOME."
+            f"({error}). Expected a folder of this user that can be written: set "
+            "XDG_CACHE_HOME."
         ) from error
 
 
@@ -139,12 +141,11 @@ def _cached(isa: Isa, compiler: Compiler, sanitize: bool) -> Path:
     variant = "-sanitize" if sanitize else ""
     key = _key(sources, *compiler.command, compiler.version, *flags(isa), variant)
     path = cache_folder() / f"nmsparse_{isa.name}{variant}-{key}.so"
-    if problem(path, sources) is None:
+    make_private(path.parent)
+    if (not_ours(path) or problem(path, sources)) is None:
         return path
-    # What is in here gets loaded into processes: nobody else may write to it.
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock"), timeout=TIMEOUT_S):
-        why = problem(path, sources)
+        why = not_ours(path) or problem(path, sources)
         if why is None:  # another process made it while this one waited
             return path
         again = f" ({why}: again)" if path.exists() else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing.case import Target, accepted
-from fuzzing.targets import TARGETS
+from fuzzing.targets import TARGETS, make_target
 
 logger = logging.getLogger("fuzzing")
 
@@ -92,7 +92,7 @@ def _wait(child: Any, shared: Any) -> str:
 
 def _work(args: argparse.Namespace, end: int, seconds: float, shared: Any) -> None:
     faulthandler.enable()
-    target = TARGETS[args.target]()
+    target = make_target(args.target)
     _limit_memory()
     seen: Counter[str] = Counter()
     deadline = time.monotonic() + seconds
