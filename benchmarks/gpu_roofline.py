@@ -9,9 +9,10 @@ launch of a kernel costs whatever it reads. So the model is::
 
     seconds = bytes of the weight that are read / bandwidth + launches * fixed
 
-It knows linears alone. Attention, its cache, norms and sampling take time too, which
-no pattern shortens, so real gains are smaller; and from some hundred tokens on
-arithmetic is the limit, of which it knows nothing either.
+The formulas are those of ``vllm-sparse plan``. It knows linears alone. Attention, its
+cache, norms and sampling take time too, which no pattern shortens, so real gains are
+smaller; and from some hundred tokens on arithmetic is the limit, of which it knows
+nothing either.
 """
 
 from __future__ import annotations
@@ -20,75 +21,22 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gpu_models import REAL, SHAPES, Linear, linears
 
-WORD_BITS = 64
+from vllm_sparse.plan.traffic import DENSE, Form, lists, packed, shared
 
-
-def union(density: float, tokens: int) -> float:
-    """Return the share of channels that T tokens keep together, if independent."""
-    return 1 - (1 - density) ** tokens
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """One way to hold and read a weight.
-
-    Attributes:
-        read: bytes of a weight that a step with T tokens reads.
-        launches: kernels a layer needs.
-    """
-
-    read: Callable[[Linear, int], float]
-    launches: int = 1
-
-    def seconds(
-        self, linear: Linear, tokens: int, bandwidth: float, fixed: float
-    ) -> float:
-        """Return the time of one layer.
-
-        Args:
-            linear: the layer.
-            tokens: T.
-            bandwidth: bytes a second.
-            fixed: seconds a launch costs besides reading.
-        """
-        return self.read(linear, tokens) / bandwidth + self.launches * fixed
-
-
-def _lists(density: float) -> Form:
-    """Every token has a list of its own: a row is read once if any token keeps it."""
-    return Form(lambda x, tokens: x.dense_bytes * union(density, tokens), launches=2)
-
-
-def _packed(density: float, *, offsets: bool) -> Form:
-    """Values and one bit a channel, for any number of tokens; rows may need a start."""
-
-    def read(linear: Linear, tokens: int) -> float:
-        words = -(-linear.in_features // WORD_BITS)
-        beside = 8 * linear.out_features * words
-        beside += 8 * (linear.out_features + 1) * offsets
-        return linear.dense_bytes * density + beside
-
-    return Form(read)
-
-
-DENSE = Form(lambda x, tokens: x.dense_bytes)
-# A selection is a launch of its own; a shared list needs the scores of all tokens
-# first, which is one more.
 FORMS: dict[str, Form] = {
     "dense": DENSE,
-    "8:16": _lists(1 / 2),
-    "4:16": _lists(1 / 4),
-    "2:4": _lists(1 / 2),
-    "8:16 shared": Form(lambda x, tokens: x.dense_bytes / 2, launches=3),
-    "packed 50%": _packed(1 / 2, offsets=True),
-    "packed 2:4": _packed(1 / 2, offsets=False),
+    "8:16": lists(1 / 2),
+    "4:16": lists(1 / 4),
+    "2:4": lists(1 / 2),
+    "8:16 shared": shared(1 / 2),
+    "packed 50%": packed(1 / 2),
+    "packed 2:4": packed(1 / 2, offsets=False),
 }
 
 

@@ -19,7 +19,6 @@ import vllm._C  # noqa: F401  registers vLLM's ops with torch
 from vllm import _custom_ops as vllm_ops
 
 from nmsparse import NMPattern, PackedWeight, k_major, parse_pattern
-from nmsparse.native.abi import kernels
 from nmsparse.native.memory import streamed_empty
 from nmsparse.ops.linear.cpu import linear_cpu, stream_k_major
 from nmsparse.ops.packed.cpu import packed_linear_cpu, stream_o_major
@@ -240,23 +239,6 @@ def modes_of(shape: Shape, asked: Sequence[str]) -> list[str]:
         if (name == STOCK or name in asked)
         and (not shape.is_head or name in HEAD_MODES)
     ]
-
-
-class Scan:
-    """Reads memory from end to end: the bandwidth that others are compared with."""
-
-    def __init__(self, nbytes: int, threads: int) -> None:
-        self._data = streamed_empty((nbytes // 4,), torch.float32).fill_(1)
-        self._threads = threads
-
-    def run(self) -> None:
-        """Read everything once."""
-        kernels().nms_scan(self._data.data_ptr(), self._data.numel(), self._threads)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that are read."""
-        return self._data.nbytes
 
 
 def _streamed(tensor: torch.Tensor) -> torch.Tensor:

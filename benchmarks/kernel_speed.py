@@ -30,7 +30,6 @@ from kernel_modes import (
     MODES,
     STOCK,
     Mode,
-    Scan,
     Shape,
     Weights,
     inputs,
@@ -38,6 +37,7 @@ from kernel_modes import (
 )
 
 from nmsparse.native import library
+from vllm_sparse.plan.scan import Scan
 
 MIB = 1 << 20
 SCAN = "scan"

@@ -17,6 +17,7 @@ import kernel_tables
 import losing_tables
 import online_policies
 import online_tables
+import plan_tables
 import pruning_tables
 import rows
 import serve_tables
@@ -85,6 +86,7 @@ TABLES = {
     "gpu-launches": gpu_tables.launches,
     "gpu-kernels": gpu_tables.kernels,
     "gpu-decode": gpu_tables.decode,
+    "plan-ceilings": plan_tables.ceilings,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
     "online-policies": online_policies.table,

@@ -63,7 +63,9 @@ def test_all_projections_at_half_give_what_the_head_leaves(scripts):
 
 def test_union_of_independent_tokens(scripts):
     from gpu_models import Linear
-    from gpu_roofline import FORMS, union
+    from gpu_roofline import FORMS
+
+    from vllm_sparse.plan.traffic import union
 
     layer = Linear("o", 64, 32, 1)
     for tokens in (1, 2, 3, 8, 16):

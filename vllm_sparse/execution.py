@@ -17,6 +17,13 @@ from nmsparse.suggest import unknown
 AUTO, ON, OFF = "auto", "on", "off"
 KEEP, DROP = "keep", "drop"
 ALL, FAST = "all", "fast"
+# Packing pays from about this share of zeros: below it, bits and values together are
+# nearly as many bytes as the dense weight.
+MIN_SPARSITY = 0.4
+# On a CPU, which holds one form, gathering rows must save this share of the bytes over
+# a packed weight to be chosen: a packed weight helps prefill too, and several tokens
+# share it.
+ROWS_GAIN = 0.1
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "kernels": (AUTO, ON, OFF),

@@ -1,4 +1,4 @@
-"""The ``vllm-sparse`` command: ``serve``, ``eval`` and ``doctor``."""
+"""The ``vllm-sparse`` command: ``serve``, ``eval``, ``plan`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ vllm-sparse {__version__}: activation sparsity for vLLM
 
 usage: vllm-sparse serve MODEL [--activation-sparsity 8:16] [vLLM's own flags]
        vllm-sparse eval MODEL --text FILE [--dense] [--phase both decode]
+       vllm-sparse plan MODEL --gpu H200 [--batch 1 4 16] [--json]
        vllm-sparse doctor [--json] [--model FOLDER]
        vllm-sparse --version
 
 serve    vLLM's OpenAI-compatible server with sparse linear layers
 eval     perplexity, decode fidelity and tasks through the engine, sparse and dense
+plan     bytes a token, ceilings and memory of a deployment, before it exists
 doctor   versions, hardware, which backends work and why the others do not; with
          --model, the memory of its layers
 
@@ -36,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         from vllm_sparse.cli.eval import evaluate
 
         return evaluate(arguments[1:])
+    if command == "plan":
+        from vllm_sparse.cli.plan import plan
+
+        return plan(arguments[1:])
     if command == "doctor":
         from vllm_sparse.cli.doctor import doctor
 

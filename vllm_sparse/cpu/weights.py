@@ -9,16 +9,10 @@ import torch
 
 from nmsparse.native.memory import k_major, streamed_empty
 from nmsparse.packed import PackedWeight
+from vllm_sparse.execution import MIN_SPARSITY, ROWS_GAIN
 
 if TYPE_CHECKING:
     from vllm_sparse.execution import Execution
-
-# Packing pays from about this share of zeros: below it, bits and values together are
-# nearly as many bytes as the dense weight.
-MIN_SPARSITY = 0.4
-# Gathering rows must save this share of the bytes over a packed weight to be chosen: a
-# packed weight helps prefill too, and several tokens share it.
-ROWS_GAIN = 0.1
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinea
 from nmsparse.packed import PackedWeight
 from vllm_sparse.buffers import add_buffer
 from vllm_sparse.custom_ops import register_linear
-from vllm_sparse.execution import AUTO, ON
+from vllm_sparse.execution import AUTO, MIN_SPARSITY, ON
 from vllm_sparse.gpu import ops
 from vllm_sparse.gpu.choice import NEVER, PACKED
 from vllm_sparse.gpu.linear import GpuLinear
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 
 logger = init_logger("vllm." + __name__)
 
-# Packing is tried from about this share of zeros: below it, bits and values together
-# are nearly as many bytes as the dense weight.
-MIN_SPARSITY = 0.4
 # Tensors the op takes, as buffers of the layer.
 _PARAMETERS = ("factor", "channel_shift", "output_scale", "channel_groups")
 _CONSTANTS = ("row_sum", "constant")
