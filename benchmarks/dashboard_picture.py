@@ -4,8 +4,8 @@
         --instance 127.0.0.1:8000 --minutes 3 --output dashboard.png
 
 Every panel of deploy/grafana/dashboards/vllm-sparse.json is drawn at its place, from
-its own queries. It shows what the dashboard will show before Grafana is set up. It made
-the picture in docs/monitoring.md. Needs matplotlib: pip install vllm-sparse[report].
+its own queries: what the dashboard will show, before Grafana is set up. Needs
+matplotlib: pip install vllm-sparse[report].
 """
 
 from __future__ import annotations
