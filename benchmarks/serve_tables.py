@@ -6,6 +6,8 @@ from typing import Any
 
 import rows
 
+_NO_ROWS = "No rows yet."
+
 
 def load() -> str:
     """Return throughput and latency by concurrency, one line a mode."""
@@ -15,7 +17,10 @@ def load() -> str:
         "|---" * 9 + "|",
     ]
     keys = ("model", "hardware", "concurrency", "mode")
-    for row in rows.newest("serve_load", *keys):
+    found = rows.newest("serve_load", *keys)
+    if not found:
+        return _NO_ROWS
+    for row in found:
         ratio = "1" if row["mode"] == "stock" else _ratio(row)
         cells = [
             row["model"],
@@ -40,7 +45,10 @@ def soak() -> str:
         "latency, last third to first | verdict | measured |",
         "|---" * 12 + "|",
     ]
-    for row in rows.read("soak"):
+    found = rows.read("soak")
+    if not found:
+        return _NO_ROWS
+    for row in found:
         memory = (
             f"{sum(x[field] for x in row['processes']):,.0f}"
             for field in ("rss_start_mib", "rss_warm_mib", "rss_end_mib")

@@ -114,6 +114,9 @@ async def _user(
         results.sent[kind] += 1
         try:
             await _send(client, kind, random_, texts, results)
+        except httpx.ConnectError as error:
+            results.errors.append(f"{kind}: {error!r}")
+            return  # the server is gone
         except (httpx.HTTPError, ValueError, KeyError) as error:
             results.errors.append(f"{kind}: {error!r}")
 
