@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 from functools import cache
 from pathlib import Path
@@ -303,3 +304,20 @@ def test_everything_is_in_one_namespace():
         for item in manifests(folder):
             if item["kind"] != "Namespace":
                 assert item["metadata"]["namespace"] == "vllm-sparse"
+
+
+def test_the_overlay_of_the_documentation_builds(tmp_path):
+    text = (DEPLOY.parent / "docs" / "deployment.md").read_text()
+    example = text.split("`production/`", 1)[1].split("```yaml\n")[1].split("```")[0]
+    place = os.path.relpath(FOLDER, tmp_path)
+    example = example.replace("../vllm-sparse/deploy/kubernetes", place)
+    (tmp_path / "kustomization.yaml").write_text(example)
+    flags = (FOLDER / "overlays" / "cpu" / "serve.yaml").read_text()
+    (tmp_path / "serve.yaml").write_text(flags.replace("4096", "1234"))
+    objects = list(
+        yaml.safe_load_all(run(program("kubectl"), "kustomize", str(tmp_path)))
+    )
+    (container,) = pods(objects)["vllm-sparse"]["spec"]["containers"]
+    assert container["image"] == "registry.your-company.com/vllm-sparse:0.1.0-cpu"
+    (config,) = of_kind(objects, "ConfigMap")
+    assert "max-model-len: 1234" in config["data"]["serve.yaml"]
