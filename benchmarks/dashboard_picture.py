@@ -43,13 +43,16 @@ class Source:
     Args:
         url: of Prometheus.
         variables: of the dashboard, by name without the dollar sign.
-        minutes: of the past that is drawn.
+        minutes: that are drawn.
+        end: where they end, in Unix time.
     """
 
-    def __init__(self, url: str, variables: dict[str, str], minutes: float) -> None:
+    def __init__(
+        self, url: str, variables: dict[str, str], minutes: float, end: float
+    ) -> None:
         self._url = url.rstrip("/")
         self._variables = variables
-        self.end = time.time()
+        self.end = end
         self.start = self.end - 60 * minutes
 
     def ask(self, expression: str, *, instant: bool) -> list[Series]:
@@ -219,7 +222,7 @@ def draw(dashboard: dict[str, Any], source: Source) -> Figure:
             )
             continue
         # Room for the title above and the axes' labels beside and below.
-        area = (left + 0.032, top - high + 0.011, wide - 0.042, high - 0.021)
+        area = (left + 0.045, top - high + 0.011, wide - 0.055, high - 0.021)
         if panel["type"] != "timeseries":
             area = (left + 0.004, top - high + 0.002, wide - 0.008, high - 0.012)
         axes = figure.add_axes(area)
@@ -236,6 +239,9 @@ def main() -> None:
     parser.add_argument("--instance", default=".*", help="a regular expression")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument(
+        "--end", type=float, default=time.time(), help="Unix time; now by default"
+    )
+    parser.add_argument(
         "--interval", default="20s", help="what $__rate_interval stands for"
     )
     parser.add_argument("--output", type=Path, default=Path("dashboard.png"))
@@ -245,7 +251,7 @@ def main() -> None:
         "instance": args.instance,
         "__rate_interval": args.interval,
     }
-    source = Source(args.prometheus, variables, args.minutes)
+    source = Source(args.prometheus, variables, args.minutes, args.end)
     dashboard = json.loads(DASHBOARD.read_text(encoding="utf-8"))
     draw(dashboard, source).savefig(args.output)
     print(f"{args.output}: {len(dashboard['panels'])} panels and rows")

@@ -170,7 +170,8 @@ def test_the_dashboard_can_be_drawn(watched, repo_root, tmp_path):
 
 def _queries_of(page):
     blocks = re.findall(r"```promql\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
-    return [line.strip() for block in blocks for line in block.splitlines() if line]
+    lines = [line.strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
 
 
 def test_queries_of_the_documents_are_understood(watched, repo_root):
