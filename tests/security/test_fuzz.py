@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from functools import lru_cache
 
 import pytest
+from fuzzing import campaign
 from fuzzing.campaign import case
 from fuzzing.case import Finding, accepted
 from fuzzing.targets import TARGETS, make_target
@@ -89,3 +91,37 @@ def test_an_undocumented_error_gets_out(monkeypatch):
     target = make_target("config")
     with pytest.raises(KeyError):
         accepted(target, target.make(random.Random(1)))
+
+
+class Misbehaving:
+    """Accepts case 0, hangs at 1, ends the process at 2, is wrong at 3."""
+
+    name = "config"
+    errors = ()
+
+    def make(self, rng):
+        return {"number": str(self.numbers[rng.random()]).encode()}
+
+    def __init__(self):
+        self.numbers = {random.Random(f"1/{n}").random(): n for n in range(4)}
+
+    def read(self, files):
+        number = int(files["number"])
+        while number == 1:
+            pass
+        if number == 2:
+            os._exit(3)
+        assert number != 3
+
+
+def test_hangs_and_crashes_are_found_and_passed_over(monkeypatch, caplog):
+    monkeypatch.setattr(campaign, "target_class", lambda name: Misbehaving)
+    monkeypatch.setattr(campaign, "_HANG_S", 0.3)
+    command = ["fuzzing", "config", "--cases", "4", "--seconds", "120"]
+    monkeypatch.setattr("sys.argv", command)
+    with caplog.at_level("INFO", logger="fuzzing"):
+        assert campaign.main() == 1
+    assert "hang: case 1 of seed 1" in caplog.text
+    assert "crash (exit status 3): case 2 of seed 1" in caplog.text
+    assert "4 cases of seed 1" in caplog.text
+    assert "1 accepted, 1 findings, 2 crashes or hangs" in caplog.text

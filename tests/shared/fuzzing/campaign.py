@@ -10,6 +10,7 @@ import argparse
 import faulthandler
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import time
@@ -19,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from fuzzing.case import Target, accepted
-from fuzzing.targets import TARGETS, make_target
+from fuzzing.targets import TARGETS, target_class
 
 logger = logging.getLogger("fuzzing")
 
-# A case takes about a millisecond; a machine may be busy.
-_HANG_S = 30.0
+# Of a processor: a case takes about a millisecond.
+_HANG_S = 20.0
+# By the clock, for a case that waits; a busy machine may leave a process standing.
+_STILL_S = 300.0
 # Beyond what the process has when it starts.
 _MEMORY = 2 << 30
 
@@ -49,6 +52,7 @@ def main() -> int:
 
 
 def _watch(args: argparse.Namespace) -> int:
+    target_class(args.target)  # imported here, so that children start at once
     started = time.monotonic()
     end = args.first + args.cases
     shared = multiprocessing.get_context("fork").Array("q", 4)  # next, accepted, found
@@ -78,21 +82,31 @@ def _watch(args: argparse.Namespace) -> int:
 
 def _wait(child: Any, shared: Any) -> str:
     """Return why the child had to be ended, or how it died; empty if it finished."""
-    last, since = -1, time.monotonic()
+    last, since, used = -1, time.monotonic(), 0.0
     while child.is_alive():
         child.join(0.5)
+        spent = _processor_seconds(child.pid)
         if shared[0] != last:
-            last, since = shared[0], time.monotonic()
-        elif time.monotonic() - since > _HANG_S:
+            last, since, used = shared[0], time.monotonic(), spent
+        elif spent - used > _HANG_S or time.monotonic() - since > _STILL_S:
             child.kill()
             child.join()
             return "hang"
     return "" if child.exitcode == 0 else f"crash (exit status {child.exitcode})"
 
 
+def _processor_seconds(process: int) -> float:
+    """Return what a process has used; 0 if it has just ended."""
+    try:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _work(args: argparse.Namespace, end: int, seconds: float, shared: Any) -> None:
     faulthandler.enable()
-    target = make_target(args.target)
+    target = target_class(args.target)()
     _limit_memory()
     seen: Counter[str] = Counter()
     deadline = time.monotonic() + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import import_module
 
 from fuzzing.case import Target
@@ -16,7 +17,14 @@ TARGETS = {
 }
 
 
+def target_class(name: str) -> Callable[[], Target]:
+    """Return what makes a target, with all that it needs imported."""
+    found: Callable[[], Target] = getattr(
+        import_module(f"fuzzing.{name}_target"), TARGETS[name]
+    )
+    return found
+
+
 def make_target(name: str) -> Target:
     """Return a new target."""
-    target: Target = getattr(import_module(f"fuzzing.{name}_target"), TARGETS[name])()
-    return target
+    return target_class(name)()
