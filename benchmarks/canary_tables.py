@@ -15,7 +15,10 @@ def cost() -> str:
         "|---" * 8 + "|",
     ]
     keys = ("model", "pattern", "compiled", "batch", "share", "hardware")
-    for row in sorted(rows.newest("canary_cost", *keys), key=lambda r: _order(r, keys)):
+    found = rows.newest("canary_cost", *keys)
+    if not found:
+        return "No rows yet: `benchmarks/canary_cost.py` makes them."
+    for row in sorted(found, key=lambda r: _order(r, keys)):
         share = f"{100 * row['share']:g} %" if row["share"] else "none, again"
         steps = row["rounds"] * (row["tokens"] - 1)
         lines.append(

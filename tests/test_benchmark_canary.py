@@ -49,6 +49,12 @@ def test_the_table_of_costs(load, monkeypatch):
     assert "12 of 72 layers, 30 steps" in lines[3]
 
 
+def test_a_table_without_rows(load, monkeypatch):
+    tables = load("canary_tables")
+    monkeypatch.setattr(tables.rows, "read", lambda name: [])
+    assert tables.cost().startswith("No rows yet")
+
+
 def test_values_are_means_and_their_spread(load):
     script = load("canary_values")
     sums = [
