@@ -20,14 +20,20 @@ def register_plugin() -> None:
     register()
 
 
-def build(model: str, options: dict[str, Any] | None, *, kv_cache_mib: int) -> Any:
+def build(
+    model: str,
+    options: dict[str, Any] | None,
+    *,
+    kv_cache_mib: int,
+    eager: bool = True,
+) -> Any:
     """Build one engine in this process; ``options`` is our configuration."""
     from vllm import LLM
 
     return LLM(
         model=model,
         skip_tokenizer_init=True,
-        enforce_eager=True,
+        enforce_eager=eager,
         max_model_len=512,
         kv_cache_memory_bytes=kv_cache_mib << 20,
         distributed_executor_backend="uni",

@@ -1,4 +1,4 @@
-"""Make the tables of README.md and docs/ from result rows; ``--check`` compares them.
+"""Make the tables of README.md and docs/ from result rows and code, or ``--check``.
 
 The newest row of each setting is shown. Losing rows are shown like winning ones.
 """
@@ -12,9 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import canary_tables
 import gpu_tables
 import kernel_tables
 import losing_tables
+import metric_tables
 import online_policies
 import online_tables
 import plan_tables
@@ -87,6 +89,10 @@ TABLES = {
     "gpu-kernels": gpu_tables.kernels,
     "gpu-decode": gpu_tables.decode,
     "plan-ceilings": plan_tables.ceilings,
+    "metrics": metric_tables.catalog,
+    "metric-labels": metric_tables.labels,
+    "metric-fallbacks": metric_tables.reasons,
+    "metrics-cost": metric_tables.cost,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
     "online-policies": online_policies.table,
@@ -101,6 +107,8 @@ TABLES = {
     "zero-shot": zero_shot.table,
     "serve-load": serve_tables.load,
     "soak": serve_tables.soak,
+    "canary-cost": canary_tables.cost,
+    "canary-values": canary_tables.values,
 }
 _MARKED = re.compile(
     r"(<!-- table:(?P<name>[\w-]+) -->).*?(<!-- /table:(?P=name) -->)", re.DOTALL

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.config import get_current_vllm_config_or_none
+from vllm.utils.import_utils import resolve_obj_by_qualname
 
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.packed_manifest import QUANT_METHOD as PACKED
@@ -44,6 +45,13 @@ def prepare_session(vllm_config: Any, model: torch.nn.Module) -> None:
     session = find_session(vllm_config)
     if session is not None:
         session.prepare(model)
+
+
+def start_counting(vllm_config: Any) -> None:
+    """Let the engine's session count from zero, when start-up has ended."""
+    session = find_session(vllm_config)
+    if session is not None:
+        session.start_counting()
 
 
 def current_session() -> Session | None:
@@ -87,4 +95,7 @@ def _make_session(vllm_config: VllmConfig) -> Session | None:
         return None
     session = Session(vllm_config, found, execution)
     runner_hooks.install(find_phases, prepare_session)
+    # The platform has put in the name of a class.
+    worker = resolve_obj_by_qualname(vllm_config.parallel_config.worker_cls)
+    runner_hooks.install_start(worker, find_phases, start_counting)
     return session

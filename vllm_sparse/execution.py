@@ -32,7 +32,9 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "dense_weights": (AUTO, OFF),
     "sparse_steps": (AUTO, ALL, FAST),
     "shared_lists": (OFF, AUTO),
+    "kernel_timing": (OFF, ON),
 }
+CANARY = "canary"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,10 @@ class Execution:
         shared_lists: ``auto`` lets 3 to 16 tokens that are all sparse share one list of
             channels on a GPU where that is fastest, so that a token's result depends on
             its neighbours; ``off`` never.
+        kernel_timing: ``on`` times a sample of the calls of layers with kernels of
+            ours, on a CPU; ``off`` does not.
+        canary: share of the decode steps that compare a token of some layers with the
+            dense result (``vllm_sparse/canary``); 0 for none.
     """
 
     kernels: str = AUTO
@@ -63,17 +69,21 @@ class Execution:
     dense_weights: str = OFF
     sparse_steps: str = AUTO
     shared_lists: str = OFF
+    kernel_timing: str = OFF
+    canary: float = 0.0
 
     @classmethod
     def parse(cls, options: Mapping[str, Any], where: str) -> Execution:
         """Read the options that are ours from a mapping; other keys are ignored.
 
         Raises:
-            ConfigError: for a value that is not one of the choices.
+            ConfigError: for a value that is not one of the choices, or no share.
         """
         given = {f.name: options[f.name] for f in fields(cls) if f.name in options}
         for name, value in given.items():
-            if value not in CHOICES[name]:
+            if name == CANARY:
+                check_share(value, f"{where}.{name}")
+            elif value not in CHOICES[name]:
                 raise ConfigError(
                     f"{where}.{name}: {unknown('value', str(value), CHOICES[name])}"
                 )
@@ -95,4 +105,21 @@ class Execution:
         return self.sparse_weights == AUTO and self.kernels == AUTO
 
 
+def check_share(value: Any, where: str) -> float:
+    """Return a share of the decode steps.
+
+    Raises:
+        ConfigError: if it is not a number above 0 and at most 1.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value <= 1:
+        raise ConfigError(
+            f"{where} is {value!r}. Expected the share of decode steps to check, a "
+            "number above 0 and at most 1, for example 0.001; leave it out for none."
+        )
+    return float(value)
+
+
 DEFAULT = Execution()
+# Names of everything above in ``additional_config``.
+EXECUTION_KEYS = (*CHOICES, CANARY)

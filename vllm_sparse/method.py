@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vllm.model_executor.layers.linear import LinearMethodBase
+from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
 
 from vllm_sparse.custom_ops import sparsify_tokens
 
@@ -47,6 +47,8 @@ class SparseLinearMethod(LinearMethodBase):
         self.phase = phase
         self.criterion = criterion
         self._after_load = after_load
+        # Of the weight that the inner method reads at every call.
+        self.weight_bytes = 0
         # Class attributes of the base class would hide the inner method's.
         self.requires_device_loading = inner.requires_device_loading
         self.uses_meta_device = inner.uses_meta_device
@@ -58,7 +60,9 @@ class SparseLinearMethod(LinearMethodBase):
 
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the inner method repack the weights."""
+        loaded = parameter_bytes(layer)
         self.inner.process_weights_after_loading(layer)
+        self.weight_bytes = held_bytes(layer, loaded)
         self._after_load()
 
     def apply(
@@ -80,6 +84,13 @@ class SparseLinearMethod(LinearMethodBase):
         result: torch.Tensor = self.inner.apply(layer, sparse, bias)
         return result
 
+    def dense(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product without sparsity, ``[T, O]``."""
+        result: torch.Tensor = self.inner.apply(layer, x, bias)
+        return result
+
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
         """Forward to the inner method."""
         weight: torch.Tensor = self.inner.dequantize_weight(layer)
@@ -90,3 +101,47 @@ class SparseLinearMethod(LinearMethodBase):
         if name == "inner":  # not set yet: avoid recursion while unpickling
             raise AttributeError(name)
         return getattr(self.inner, name)
+
+
+def parameter_bytes(layer: torch.nn.Module) -> int:
+    """Return the bytes of a layer's own parameters: its weight, scales and bias."""
+    return sum(x.nbytes for x in layer.parameters(recurse=False))
+
+
+def held_bytes(layer: torch.nn.Module, loaded: int) -> int:
+    """Return the bytes of a processed weight.
+
+    Args:
+        layer: with its weight processed.
+        loaded: bytes of its parameters before.
+    """
+    found = parameter_bytes(layer)
+    # Some methods move the weight into a form of their kernels, and leave scales.
+    return found if found >= loaded / 8 else loaded
+
+
+def method_name(layer: Any) -> str:
+    """Return which of vLLM's methods a layer has, for people to read."""
+    return f"vLLM's {type(layer.quant_method).__name__}"
+
+
+def product_bias(layer: Any) -> torch.Tensor | None:
+    """Return the bias that the product of a layer gets on this rank."""
+    if getattr(layer, "skip_bias_add", False):
+        return None
+    if isinstance(layer, RowParallelLinear) and layer.tp_rank > 0:
+        return None  # added once, on the first rank
+    bias: torch.Tensor | None = getattr(layer, "bias", None)
+    return bias
+
+
+def call_after_load(layer: Any, callback: Callable[[], None]) -> None:
+    """Let a layer that stays vLLM's tell that its weights are in place."""
+    method = layer.quant_method
+    original = method.process_weights_after_loading
+
+    def process_weights_after_loading(module: torch.nn.Module) -> None:
+        original(module)
+        callback()
+
+    method.process_weights_after_loading = process_weights_after_loading

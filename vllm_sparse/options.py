@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nmsparse.config import ConfigError, SparsityConfig
+from nmsparse.config import ConfigError, Phase, SparsityConfig
 from nmsparse.sidecar import SIDECAR_NAME, read_config, read_sidecar
 from nmsparse.suggest import unknown
-from vllm_sparse.execution import CHOICES, Execution
+from vllm_sparse.execution import CANARY, EXECUTION_KEYS, Execution
 
 OPTIONS_KEY = "vllm_sparse"
 # Written by the session, so that they are part of vLLM's compile-cache key: of the
@@ -36,7 +36,7 @@ _KEYS = (
     "config_file",
     FOLDER,
     SOURCE,
-    *CHOICES,
+    *EXECUTION_KEYS,
 )
 _SOURCES = ("activation_sparsity", "config", "config_file")
 _WHERE = f"additional_config[{OPTIONS_KEY!r}]"
@@ -113,6 +113,12 @@ def resolve_options(
     if phase is not None:
         data = config.model_dump(mode="json") | {"phase": phase}
         config = SparsityConfig.parse(data, source=f"{_WHERE}.phase")
+    if CANARY in given and config.phase is Phase.PREFILL:
+        raise ConfigError(
+            f"{_WHERE}.{CANARY} is set, but the phase is prefill: the canary compares "
+            "generated tokens, which stay dense. Expected phase decode or both, or no "
+            "canary."
+        )
     if config.parameters is None:
         folder = None
     return Found(config, str(given.get(SOURCE, source)), folder)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from nmsparse.pattern import NMPattern
+    from vllm_sparse.phases import Steps
     from vllm_sparse.treatment.layer import Treatment
+    from vllm_sparse.work import Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +48,11 @@ class HeldWeights(Protocol):
 class OwnedLinear(Protocol):
     """A layer's kernels and weight copies, as far as reports look at them."""
 
-    @property
-    def calls(self) -> Mapping[str, int]:
-        """How often each way ran; empty where nobody can count."""
+    def work(self, steps: Sequence[Steps] = ()) -> Work:
+        """Return what the layer did, where steps must tell in these steps."""
+
+    def reset(self) -> None:
+        """Count from zero again, where the layer counts."""
 
     @property
     def weights(self) -> HeldWeights:

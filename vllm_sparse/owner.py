@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from vllm.logger import init_logger
@@ -12,9 +12,11 @@ from vllm.logger import init_logger
 from nmsparse.dispatch import BACKEND_ENV
 from nmsparse.pattern import NMPattern, Pattern
 from vllm_sparse.buffers import add_buffer
-from vllm_sparse.execution import AUTO, OFF, Execution
+from vllm_sparse.execution import AUTO, OFF, ON, Execution
 from vllm_sparse.owned import OwnedLinear, Selection
+from vllm_sparse.timing import KernelTimer, Timings
 from vllm_sparse.treatment.weights import PLAIN
+from vllm_sparse.work import CRITERION, DTYPE, KERNELS_OFF, NO_KERNEL, QUANTIZED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,6 +35,18 @@ logger = init_logger("vllm." + __name__)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The one backend of each device; no others have kernels.
 _BACKENDS = {"cpu": "cpu", "cuda": "triton"}
+
+
+class WhyNot(NamedTuple):
+    """Why a layer does not own its weight.
+
+    Attributes:
+        text: for people to read.
+        reason: of ``vllm_sparse.work``; None where kernels would have nothing to save.
+    """
+
+    text: str
+    reason: str | None
 
 
 class Owner:
@@ -67,31 +81,36 @@ class Owner:
         self._offloads = offloads
         self._sign = sign
         self._problem = self._find_problem()
+        self._timer = KernelTimer()
 
     def why_not(
         self, layer: LinearBase, pattern: Pattern | None, treatment: Treatment | None
-    ) -> str | None:
+    ) -> WhyNot | None:
         """Return why a layer does not own its weight; None if it does."""
         if self._problem is not None:
             return self._problem
         if pattern is not None:
             kept, group = pattern.group(layer.input_size)
             if kept == group:
-                return "all channels stay, so there is nothing to gain"
+                text = "all channels stay, so there is nothing to gain"
+                return WhyNot(text, None)
         if treatment is not None and treatment.batch_dependent:
-            return "the criterion looks at several tokens, the kernels at one"
+            text = "the criterion looks at several tokens, the kernels at one"
+            return WhyNot(text, CRITERION)
         method = layer.quant_method
         if type(method).__name__ not in PLAIN:
-            return f"vLLM's {type(method).__name__} has no dense weight"
+            text = f"vLLM's {type(method).__name__} has no dense weight"
+            return WhyNot(text, QUANTIZED)
         if layer.params_dtype not in _DTYPES:
-            return f"no kernel for {layer.params_dtype}"
+            return WhyNot(f"no kernel for {layer.params_dtype}", DTYPE)
         if self._device == "cpu":
             return None
         from vllm_sparse.gpu.support import layer_problem
 
         if pattern is None and not self._execution.may_pack_on_gpu:
-            return "nothing is sparse"
-        return layer_problem(method, treatment)
+            return WhyNot("nothing is sparse", None)
+        problem = layer_problem(method, treatment)
+        return None if problem is None else WhyNot(problem, NO_KERNEL)
 
     def take(
         self,
@@ -126,12 +145,33 @@ class Owner:
                 state.backend = _BACKENDS[self._device]
                 rule = state.reason.partition(";")[0]
                 state.reason = f"{rule}; {linear.describe()}"
+                self._time(linear)
             method = type(layer.quant_method).__name__
             self._sign(f"{state.name}: {method} {linear is not None}")
             after_load()
 
         make = self._on_cpu if self._device == "cpu" else self._on_gpu
         layer.quant_method = make(layer, selection, counters, loaded)
+
+    @property
+    def timings(self) -> Timings:
+        """What calls took that were timed; empty if none are."""
+        return self._timer.timings
+
+    def reset(self) -> None:
+        """Forget what was timed."""
+        self._timer.reset()
+
+    def _time(self, linear: Any) -> None:
+        if self._execution.kernel_timing != ON:
+            return
+        if self._device == "cpu":
+            self._timer.watch(linear)
+        else:
+            logger.warning_once(
+                "vllm-sparse: --kernel-timing is ignored: kernels of a GPU cannot be "
+                "timed without waiting for it, least of all in a CUDA graph."
+            )
 
     def prepare(self, model: torch.nn.Module, linears: Sequence[Any]) -> None:
         """Measure which kernels win, once the model is loaded.
@@ -150,16 +190,16 @@ class Owner:
         if self._execution.kernels == AUTO:
             prepare([*linears, *wrap_heads(model)])
 
-    def _find_problem(self) -> str | None:
+    def _find_problem(self) -> WhyNot | None:
         """Return why no layer can own its weight; None if layers can."""
         if self._execution.kernels == OFF:
-            return "kernels are off"
+            return WhyNot("kernels are off", KERNELS_OFF)
         ours = _BACKENDS.get(self._device)
         if ours is None:
-            return f"no kernel for {self._device}"
+            return WhyNot(f"no kernel for {self._device}", NO_KERNEL)
         forced = os.environ.get(BACKEND_ENV)
         if forced and forced != ours:
-            return f"{BACKEND_ENV}={forced}"
+            return WhyNot(f"{BACKEND_ENV}={forced}", KERNELS_OFF)
         if self._device == "cpu":
             from nmsparse.native import library
 
@@ -175,7 +215,7 @@ class Owner:
                 "CPU" if self._device == "cpu" else "GPU",
                 problem,
             )
-        return problem
+        return None if problem is None else WhyNot(problem, NO_KERNEL)
 
     def _on_cpu(
         self,

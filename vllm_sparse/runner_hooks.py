@@ -83,6 +83,29 @@ def _wrap(
     setattr(runner, method, wrapper)
 
 
+def install_start(
+    worker: type, find_phases: FindPhases, start: Callable[[Any], None]
+) -> None:
+    """Wrap the last method of a worker's start-up, once in a process.
+
+    Start-up runs steps of its own, under runner V2 also with requests: what they count
+    is to be forgotten.
+
+    Args:
+        worker: class of the engine's workers.
+        find_phases: gives the phases of a ``VllmConfig``; None if not active there.
+        start: called with an engine's configuration when its start-up has ended.
+
+    Raises:
+        RuntimeError: if the method is missing in this vLLM.
+    """
+
+    def ended(phases: TokenPhases, worker: Any, result: Any, args: Any) -> None:
+        start(worker.vllm_config)
+
+    _wrap(worker, "compile_or_warm_up_model", ended, find_phases)
+
+
 def _clear(
     phases: TokenPhases, runner: Any, result: Any, args: tuple[Any, ...]
 ) -> None:
@@ -116,4 +139,5 @@ def _publish_v2(
     request.clamp_(max=batch.num_reqs - 1)
     slots = batch.idx_mapping[: batch.num_reqs].long()
     prompt_lens = runner.req_states.prompt_len.gpu[slots]
-    phases.publish(positions, prompt_lens[request])
+    rows = getattr(batch, "num_tokens_after_padding", None)
+    phases.publish(positions, prompt_lens[request], rows)

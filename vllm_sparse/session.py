@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING, Any
+import uuid
+from typing import TYPE_CHECKING
 
 import torch
 from vllm.logger import init_logger
@@ -12,23 +13,26 @@ from vllm.model_executor.layers.linear import LinearBase
 from nmsparse.criteria import DEFAULT_CRITERION
 from nmsparse.dispatch import explain
 from nmsparse.resolve import Resolution, Resolver, require_sparse_layers
-from vllm_sparse.buffers import add_buffer
+from vllm_sparse.canary.canary import make_canary
 from vllm_sparse.checks import check_fits, offloads, refuse_unsupported
 from vllm_sparse.describe import describe, describe_share
 from vllm_sparse.execution import DEFAULT, Execution
-from vllm_sparse.method import SparseLinearMethod
+from vllm_sparse.method import call_after_load, method_name
 from vllm_sparse.names import model_class, to_vllm_names, translator, with_parts
 from vllm_sparse.options import FINGERPRINT, LAYERS, Found
-from vllm_sparse.owner import Owner
+from vllm_sparse.owner import Owner, WhyNot
 from vllm_sparse.phases import TokenPhases, phase_code
 from vllm_sparse.signature import sign
 from vllm_sparse.state import LayerState
 from vllm_sparse.treatment.layer import Treatment, make_treatment
-from vllm_sparse.treatment.method import TreatedLinearMethod
 from vllm_sparse.treatment.source import ParameterSource
+from vllm_sparse.work import NO_KERNEL
+from vllm_sparse.wrap import wrap
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+    from vllm_sparse.timing import Timings
 
 logger = init_logger("vllm." + __name__)
 
@@ -87,6 +91,11 @@ class Session:
             sign=self._sign,
         )
         self._form = hashlib.sha256()
+        # Tells counts of this engine from those of one before it.
+        self.started = uuid.uuid4().hex
+        self.canary = make_canary(
+            execution.canary, self.phases, offloads=offloads(vllm_config)
+        )
 
     def attach(self, layer: LinearBase) -> None:
         """Decide about a layer that was just built, and wrap its method if sparse.
@@ -106,19 +115,29 @@ class Session:
         first = not self.layers
         self.layers.append(state)
         treatment = self._treat(layer, names, resolution, state)
-        why_not: str | None = "draft model"
+        why_not: WhyNot | None = WhyNot("draft model", NO_KERNEL)
         if not self._loaded:
             why_not = self._owner.why_not(layer, state.pattern, treatment)
         if why_not is None:
             self._owner.take(layer, state, treatment, self._after_load)
         elif state.pattern is not None:
             if self._device != "cpu":
-                state.reason += f"; not by kernels of ours: {why_not}"
-            self._wrap(layer, state, treatment)
-            self._sign(f"{state.name}: {_method_name(layer)}")
+                state.reason += f"; not by kernels of ours: {why_not.text}"
+            state.fallback = why_not.reason
+            wrap(
+                layer,
+                state,
+                treatment,
+                codes=self.phases.codes,
+                phase=self._phase,
+                after_load=self._after_load,
+            )
+            self._sign(f"{state.name}: {method_name(layer)}")
         elif first:
             # Some layer must notice that loading ended, even if none is sparse.
-            _call_after_load(layer, self._after_load)
+            call_after_load(layer, self._after_load)
+        if self.canary is not None and state.counters is not None:
+            self.canary.add(layer, state)
 
     def _describe(self, layer: LinearBase, resolution: Resolution) -> LayerState:
         k_local = getattr(layer, "input_size_per_partition", layer.input_size)
@@ -139,7 +158,7 @@ class Session:
                 pattern=activation.pattern,
             )
             backend = chosen.backend
-            reason = f"{reason}; {chosen.reason}; product by {_method_name(layer)}"
+            reason = f"{reason}; {chosen.reason}; product by {method_name(layer)}"
         return LayerState(
             name=layer.prefix,
             layer_class=type(layer).__name__.removeprefix("Sparse"),
@@ -200,36 +219,6 @@ class Session:
             )
         return treatment
 
-    def _wrap(
-        self, layer: LinearBase, state: LayerState, treatment: Treatment | None
-    ) -> None:
-        assert state.pattern is not None
-        device = self.phases.codes.device
-        state.counters = torch.zeros(2, dtype=torch.int64, device=device)
-        add_buffer(layer, "codes", self.phases.codes)
-        add_buffer(layer, "counters", state.counters)
-        if treatment is not None:
-            layer.quant_method = TreatedLinearMethod(
-                layer.quant_method,
-                layer=layer,
-                treatment=treatment,
-                phase=self._phase,
-                after_load=self._after_load,
-            )
-            return
-        # K on this rank: a shard for row-parallel layers.
-        k_local = getattr(layer, "input_size_per_partition", layer.input_size)
-        kept, group = state.pattern.group(k_local)
-        layer.quant_method = SparseLinearMethod(
-            layer.quant_method,
-            kept=kept,
-            group=group,
-            phase=self._phase,
-            # Without a treatment: what keeps all is no choice, whatever its name.
-            criterion=DEFAULT_CRITERION,
-            after_load=self._after_load,
-        )
-
     def prepare(self, model: torch.nn.Module) -> None:
         """Measure which kernels win, once the model is loaded.
 
@@ -238,6 +227,21 @@ class Session:
         """
         linears = [x.linear for x in self.layers if x.linear is not None]
         self._owner.prepare(model, linears)
+
+    @property
+    def timings(self) -> Timings:
+        """What calls of layers took that were timed; empty if none are."""
+        return self._owner.timings
+
+    def start_counting(self) -> None:
+        """Count from zero: the steps of an engine's start-up are nobody's requests."""
+        self.started = uuid.uuid4().hex
+        self.phases.reset()
+        self._owner.reset()
+        for state in self.layers:
+            state.reset()
+        if self.canary is not None:
+            self.canary.reset()
 
     def sign(self, vllm_config: VllmConfig) -> None:
         """Make what was resolved part of the compile-cache key.
@@ -260,6 +264,9 @@ class Session:
         if self._loaded:
             return
         self._loaded = True
+        if self.canary is not None:
+            for name in self.canary.attach():
+                self._sign(f"{name}: tapped")
         sparse = [layer for layer in self.layers if layer.pattern is not None]
         if self.vllm_config.parallel_config.pipeline_parallel_size == 1:
             self._resolver.check_targets()
@@ -279,18 +286,3 @@ class Session:
 
 def _device_type(device: torch.device) -> str:
     return device.type
-
-
-def _method_name(layer: LinearBase) -> str:
-    return f"vLLM's {type(layer.quant_method).__name__}"
-
-
-def _call_after_load(layer: LinearBase, callback: Any) -> None:
-    method = layer.quant_method
-    original = method.process_weights_after_loading
-
-    def process_weights_after_loading(module: torch.nn.Module) -> None:
-        original(module)
-        callback()
-
-    method.process_weights_after_loading = process_weights_after_loading

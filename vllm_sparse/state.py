@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -11,9 +11,12 @@ import torch
 from nmsparse.pattern import Pattern
 from vllm_sparse.custom_ops import ELEMENTS, NONZEROS
 from vllm_sparse.describe import WeightsRead
+from vllm_sparse.work import Work
 
 if TYPE_CHECKING:
+    from vllm_sparse.method import SparseLinearMethod
     from vllm_sparse.owned import OwnedLinear
+    from vllm_sparse.phases import Steps
 
 
 class LayerReport(TypedDict):
@@ -40,6 +43,9 @@ class LayerReport(TypedDict):
     weight_sparsity: float | None
     extra_bytes: int
     extra_weights: int
+    fallbacks: dict[str, int]
+    bytes_read: int | None
+    bytes_skipped: int
 
 
 def _none() -> None:
@@ -67,6 +73,9 @@ class LayerState:
             file, or ``weight``.
         extra_weights: elements that are read beside the weight's (low rank), of the
             whole layer.
+        fallback: why vLLM multiplies by the whole weight at every call of a layer with
+            a pattern; None if it does not.
+        find_method: gives what sparsifies the input of vLLM's product then.
         find_linear: gives the layer's own kernels and weight copies; None if vLLM runs
             it, or when the engine is gone.
     """
@@ -85,6 +94,8 @@ class LayerState:
     mitigation: tuple[str, ...] = ()
     parameters: dict[str, str] = field(default_factory=dict)
     extra_weights: int = 0
+    fallback: str | None = None
+    find_method: Callable[[], SparseLinearMethod | None] = _none
     find_linear: Callable[[], OwnedLinear | None] = _none
 
     @property
@@ -105,11 +116,42 @@ class LayerState:
         """Metric label: the role in a block (``qkv``, ``o``, ``gate_up``, ``down``)."""
         return self.name.rpartition(".")[2].removesuffix("_proj")
 
+    def work(self, steps: Sequence[Steps]) -> Work | None:
+        """Return what the layer did in these steps; None if it is not sparse."""
+        linear = self.linear
+        if linear is not None:
+            return linear.work(steps)
+        if self.pattern is None:
+            return None
+        work, method = Work(), self.find_method()
+        size = 0 if method is None else method.weight_bytes
+        for step in steps:
+            dense = step.number * size
+            reason = None if step.selected is False else self.fallback
+            work.add(step.number, dense=dense, read=dense, reason=reason)
+        return work
 
-def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
-    """Describe a layer with its counter values read from the device."""
+    def reset(self) -> None:
+        """Count from zero again."""
+        if self.counters is not None:
+            self.counters.zero_()
+        linear = self.linear
+        if linear is not None:
+            linear.reset()
+
+
+def layer_report(
+    state: LayerState, counts: list[int], steps: Sequence[Steps]
+) -> LayerReport:
+    """Describe a layer.
+
+    Args:
+        state: the layer.
+        counts: its counter values, read from the device.
+        steps: that the engine has run.
+    """
     elements, nonzeros = counts[ELEMENTS], counts[NONZEROS]
-    linear = state.linear
+    linear, work = state.linear, state.work(steps)
     return LayerReport(
         name=state.name,
         kind=state.kind,
@@ -128,10 +170,13 @@ def layer_report(state: LayerState, counts: list[int]) -> LayerReport:
         nonzeros=nonzeros,
         density=nonzeros / elements if elements else None,
         ways=linear.explain() if linear else {},
-        calls=dict(linear.calls) if linear else {},
+        calls=dict(work.calls) if work else {},
         weight_sparsity=linear.weights.sparsity if linear else None,
         extra_bytes=linear.weights.nbytes if linear else 0,
         extra_weights=state.extra_weights,
+        fallbacks=dict(work.fallbacks) if work else {},
+        bytes_read=work.read if work else None,
+        bytes_skipped=work.skipped if work else 0,
     )
 
 

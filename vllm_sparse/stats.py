@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 if TYPE_CHECKING:
     from nmsparse.config import SparsityConfig
+    from vllm_sparse.canary.canary import CanaryStats
     from vllm_sparse.state import LayerReport
+    from vllm_sparse.timing import Timings
 
 STATS_METHOD = "vllm_sparse_stats"
 
@@ -15,6 +17,8 @@ class RankStats(TypedDict):
     """One worker's statistics: plain values only.
 
     ``dense_first`` of the prefill tokens were first of a request and kept dense.
+    Everything is counted since ``started``, which is another text after each start.
+    ``timings`` are samples of the calls of layers, if they are timed.
     """
 
     rank: int
@@ -25,6 +29,10 @@ class RankStats(TypedDict):
     tokens: dict[str, int]
     dense_first: int
     layers: list[LayerReport]
+    canary: CanaryStats | None
+    started: str
+    timings: Timings
+    timed_backend: str
 
 
 def collect(worker: Any) -> RankStats | None:
@@ -35,7 +43,7 @@ def collect(worker: Any) -> RankStats | None:
     """
     # Here, so that processes that only register the method do not load all of it.
     from vllm_sparse.engines import find_session
-    from vllm_sparse.phases import DECODE, FIRST, PREFILL
+    from vllm_sparse.phases import DECODE, FIRST, PREFILL, phase_code
     from vllm_sparse.state import layer_report, read_counters
 
     session = find_session(worker.vllm_config)
@@ -46,6 +54,7 @@ def collect(worker: Any) -> RankStats | None:
     totals = session.phases.totals.tolist()
     first = totals[FIRST]
     counts = read_counters(session.layers)
+    steps = session.phases.steps(phase_code(config))
     return RankStats(
         rank=worker.rank,
         phase=config.phase.value,
@@ -55,8 +64,13 @@ def collect(worker: Any) -> RankStats | None:
         tokens={"prefill": totals[PREFILL] + first, "decode": totals[DECODE]},
         dense_first=first,
         layers=[
-            layer_report(s, c) for s, c in zip(session.layers, counts, strict=True)
+            layer_report(s, c, steps)
+            for s, c in zip(session.layers, counts, strict=True)
         ],
+        canary=None if session.canary is None else session.canary.read(),
+        started=session.started,
+        timings=session.timings,
+        timed_backend=session.phases.codes.device.type,
     )
 
 

@@ -79,6 +79,14 @@ def choose(times: Times, first: str, tokens: int, among: Sequence[str]) -> str:
     return best if found[first] >= MIN_GAIN * found[best] else first
 
 
+def gain(times: Times, tokens: int, way: str, first: str) -> str:
+    """Return what a way gains over the first, behind its name; empty if not known."""
+    seconds = times.get(tokens, {})
+    if way not in seconds or first not in seconds:
+        return ""
+    return f" {seconds[first] / seconds[way]:.2f}x"
+
+
 class TableCache:
     """Measured tables of this machine, by a key that names everything they depend on.
 

@@ -79,6 +79,7 @@ def sidecar_of(
             "online_allocator": "uniform" if config.uniform else config.allocator,
             "text_sha256": text.sha256,
             "online_seed": str(config.seed),
+            **({} if config.budget is None else {"online_budget": str(config.budget)}),
         },
     }
     return SparsityConfig.parse(data, source="calibration")

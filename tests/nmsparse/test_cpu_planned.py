@@ -59,6 +59,21 @@ def test_equals_the_two_calls(dtype, text, per_token):
                 assert found == expected
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 5, 16, 17])
+def test_the_kernel_says_how_many_rows_it_read(tokens):
+    """The union of all tokens' channels, for 16 tokens at a time; or all lists."""
+    pattern, rows = NMPattern(4, 16), k_major(random(40, 64, seed=1))
+    x = random(tokens, 64)
+    kept = compact_cpu(x, pattern, "magnitude").indices
+    union = SparseLinearPlan(rows, pattern, tokens)
+    union(x, None)
+    walks = kept.split(16)
+    assert union.rows_read.value == sum(len(walk.unique()) for walk in walks)
+    each = SparseLinearPlan(rows, pattern, tokens, per_token=True)
+    each(x, None)
+    assert each.rows_read.value == tokens * 16
+
+
 def test_results_and_plans_do_not_share_memory():
     rows = k_major(random(40, 64, seed=1))
     first = SparseLinearPlan(rows, NMPattern(8, 16), 3)

@@ -10,7 +10,13 @@ from dataclasses import asdict, fields
 import pytest
 
 from nmsparse.config import ConfigError
-from vllm_sparse.execution import CHOICES, DEFAULT, Execution
+from vllm_sparse.execution import (
+    CANARY,
+    CHOICES,
+    DEFAULT,
+    EXECUTION_KEYS,
+    Execution,
+)
 
 WHERE = "additional_config['vllm_sparse']"
 
@@ -24,11 +30,14 @@ def test_defaults():
         "dense_weights": "off",
         "sparse_steps": "auto",
         "shared_lists": "off",
+        "kernel_timing": "off",
+        "canary": 0.0,
     }
 
 
 def test_every_field_has_its_choices():
-    assert [field.name for field in fields(Execution)] == list(CHOICES)
+    assert tuple(field.name for field in fields(Execution)) == EXECUTION_KEYS
+    assert (*CHOICES, CANARY) == EXECUTION_KEYS
     for name, choices in CHOICES.items():
         assert getattr(DEFAULT, name) in choices
         assert len(set(choices)) == len(choices) >= 2
@@ -74,6 +83,23 @@ def test_a_wrong_value_names_the_choices(name, value):
     text = str(error.value)
     assert text.startswith(f"{WHERE}.{name}: Unknown value {str(value)!r}")
     assert any(choice in text for choice in CHOICES[name])
+
+
+@pytest.mark.parametrize("share", [1, 1.0, 0.001])
+def test_a_share_of_steps(share):
+    found = Execution.parse({"canary": share}, WHERE)
+    assert found == Execution(canary=float(share))
+
+
+@pytest.mark.parametrize(
+    "value", [0, -0.1, 1.01, float("nan"), float("inf"), True, None, "0.1", [0.1]]
+)
+def test_no_share_of_steps(value):
+    with pytest.raises(ConfigError) as error:
+        Execution.parse({"canary": value}, WHERE)
+    text = str(error.value)
+    assert text.startswith(f"{WHERE}.canary is {value!r}. Expected the share")
+    assert text.endswith("for example 0.001; leave it out for none.")
 
 
 def test_choices_are_known_without_torch_and_vllm():

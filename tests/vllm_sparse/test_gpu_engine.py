@@ -42,7 +42,7 @@ def runs(tmp_path_factory):
     jobs = {
         "decode": {**gpu, "options": options("decode", engine, **ALL)},
         "both": {**gpu, "options": options("both", engine, **ALL)},
-        "fast": {**gpu, "options": options("decode", engine)},
+        "fast": {**gpu, "options": options("decode", engine, canary=1)},
         "prompts": {**gpu, "options": options("prefill", engine), "max_tokens": 1},
         "lora": {
             **gpu,
@@ -50,7 +50,9 @@ def runs(tmp_path_factory):
         },
         "compiled": {
             **gpu,
-            "options": options("decode", engine | {"enforce_eager": False}, **ALL),
+            "options": options(
+                "decode", engine | {"enforce_eager": False}, canary=1, **ALL
+            ),
         },
     }
     stock = {f"stock {phase}": job for phase, job in stock.items()}
@@ -85,6 +87,19 @@ def test_tokens_and_counts_are_those_of_vllms_products(runs, phase):
 def test_tokens_do_not_depend_on_how_the_engine_runs(runs, name):
     """With ``fast``, prompts are dense in the phase decode anyway."""
     assert runs[name]["tokens"] == runs["stock decode"]["tokens"]
+
+
+@pytest.mark.parametrize("name", ["fast", "compiled"])
+def test_the_canary_sees_the_result_of_the_kernels(runs, name):
+    """Three decode steps in each of two layers, against vLLM's product."""
+    canary = runs[name]["stats"][0]["canary"]
+    assert {x["tokens"] for x in canary["kinds"].values()} == {6}
+    error = [x["relative_error"] / 6 for x in canary["kinds"].values()]
+    other = runs["compiled" if name == "fast" else "fast"]["stats"][0]["canary"]
+    assert error == pytest.approx(
+        [x["relative_error"] / 6 for x in other["kinds"].values()], rel=1e-3
+    )
+    assert all(0.03 < x < 1.5 for x in error)
 
 
 def test_fast_leaves_long_prompts_dense(runs):

@@ -150,6 +150,16 @@ def test_how_layers_run_is_no_part_of_the_configuration():
     assert found == resolve_options({"activation_sparsity": "8:16"}, None)
 
 
+def test_a_canary_activates_nothing_and_needs_generated_tokens():
+    assert resolve_options({"canary": 0.5}, None) is None
+    online = {"activation_sparsity": "8:16", "canary": 0.5}
+    for phase in ("decode", "both"):
+        found = resolve_options({**online, "phase": phase}, None)
+        assert found.config == SparsityConfig.uniform("8:16", phase=phase)
+    with pytest.raises(ConfigError, match=r"\.canary is set, but the phase is prefill"):
+        resolve_options({**online, "phase": "prefill"}, None)
+
+
 def test_a_source_and_a_sidecar_come_before_weights(tmp_path):
     both = {"sparse_weights": "auto", "activation_sparsity": "8:16"}
     assert resolve_options(both, None)[1] == "activation sparsity 8:16"

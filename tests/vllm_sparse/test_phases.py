@@ -98,10 +98,51 @@ def test_totals_add_up_and_clear_keeps_them():
 
 def test_buffers_stay_where_layers_and_graphs_hold_them():
     phases = TokenPhases(8, CPU)
-    places = phases.codes.data_ptr(), phases.totals.data_ptr()
+    place = phases.codes.data_ptr()
     publish(phases, (3, 0, 5))
     phases.clear()
-    assert (phases.codes.data_ptr(), phases.totals.data_ptr()) == places
+    phases.reset()
+    assert phases.codes.data_ptr() == place
+
+
+@pytest.mark.parametrize("device", ["cpu", "as on a GPU"])
+def test_steps_by_rows_and_selection(device, monkeypatch):
+    """Both ways to count them: through numpy, and by operations of a device."""
+    phases = TokenPhases(64, CPU)
+    if device != "cpu":
+        monkeypatch.setattr(type(phases), "_count", count_on_device)
+    publish(phases, (5, 0, 5))
+    publish(phases, (5, 5, 1))
+    publish(phases, (5, 6, 1))
+    publish(phases, (5, 6, 1), (4, 2, 2))
+    publish(phases, (40, 0, 30))
+    publish(phases, (40, 0, 31))
+    phases.clear()  # a dummy step is none
+    steps = {tuple(step) for step in phases.steps(DECODE)}
+    assert steps == {(5, False, 1), (1, True, 2), (3, None, 1), (17, False, 2)}
+    steps = {tuple(step) for step in phases.steps(PREFILL)}
+    assert steps == {(5, True, 1), (1, False, 2), (3, None, 1), (17, True, 2)}
+    steps = {tuple(step) for step in phases.steps(ALL)}
+    assert steps == {(5, True, 1), (1, True, 2), (3, True, 1), (17, True, 2)}
+    phases.reset()
+    assert phases.steps(DECODE) == []
+    assert phases.totals.tolist() == [0] * (FIRST + 1)
+
+
+def count_on_device(phases, codes, rows):
+    """Count as on a GPU, whose tensors say that they are not on a CPU."""
+    codes.__class__ = type("OnGpu", (torch.Tensor,), {"is_cpu": False})
+    COUNT(phases, codes, rows)
+
+
+COUNT = TokenPhases._count
+
+
+def test_rows_with_padding_say_how_a_step_ran():
+    phases = TokenPhases(64, CPU)
+    phases.publish(torch.tensor([7, 8, 9]), torch.tensor([1, 1, 1]), 4)
+    assert [tuple(step) for step in phases.steps(DECODE)] == [(4, True, 1)]
+    assert phases.totals[DECODE] == 3
 
 
 def test_rows_that_are_tokens_of_the_step():

@@ -275,6 +275,45 @@ def test_the_loaded_model_is_prepared_before_its_cache(runners):
     assert prepared == [(runner.vllm_config, "model")]
 
 
+def test_counting_starts_when_the_workers_start_up_has_ended():
+    class Worker:
+        vllm_config = "the engine"
+
+        def compile_or_warm_up_model(self):
+            started.append("warming up")
+            return "times"
+
+    class Inherits(Worker):
+        pass
+
+    started = []
+    for worker in (Worker, Inherits):
+        runner_hooks.install_start(worker, lambda config: "phases", started.append)
+    assert Inherits().compile_or_warm_up_model() == "times"
+    assert started == ["warming up", "the engine"]
+    started.clear()
+
+    class Dense(Worker):
+        compile_or_warm_up_model = Worker.compile_or_warm_up_model.__wrapped__
+
+    runner_hooks.install_start(Dense, lambda config: None, started.append)
+    Dense().compile_or_warm_up_model()
+    assert started == ["warming up"]
+
+
+@pytest.mark.parametrize(
+    ("module", "worker"),
+    [
+        ("vllm.v1.worker.cpu_worker", "CPUWorker"),
+        ("vllm.v1.worker.gpu_worker", "Worker"),
+    ],
+)
+def test_vllm_still_warms_up_last(module, worker):
+    function_in(source_of(module), worker, "compile_or_warm_up_model")
+    core = ast.unparse(source_of("vllm.v1.engine.core"))
+    assert core.index("initialize_from_config") < core.index("compile_or_warm_up_model")
+
+
 def source_of(module):
     """Parse a module of the installed vLLM without importing it (it may need CUDA)."""
     folder = Path(importlib.util.find_spec("vllm").origin).parent
@@ -329,5 +368,6 @@ def test_vllm_v2_still_prepares_inputs_as_we_read_them():
     fields = {node.target.id for node in batch.body if isinstance(node, ast.AnnAssign)}
     read = {"positions", "num_tokens", "num_reqs", "query_start_loc", "idx_mapping"}
     assert read <= fields
+    assert "num_tokens_after_padding" in fields, "rows of a step, with padding"
     states = ast.unparse(source_of("vllm.v1.worker.gpu.states"))
     assert "self.prompt_len = UvaBackedTensor(self.max_num_reqs" in states

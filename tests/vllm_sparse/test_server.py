@@ -36,6 +36,7 @@ def tiny_folder(tmp_path_factory):
 def server(tiny_folder):
     """Two API servers and two tensor-parallel ranks, behind an API key."""
     flags = ("--activation-sparsity", "8:16", "--api-server-count", "2")
+    flags += ("--canary", "0.5")
     with serve(
         tiny_folder,
         *flags,
@@ -46,12 +47,30 @@ def server(tiny_folder):
         yield running
 
 
+def _families(server):
+    """Return name and type of every metric of a server."""
+    return set(re.findall(r"^# TYPE (.*)$", server.get("/metrics").text, re.MULTILINE))
+
+
 def _eventually(check, seconds=15.0):
     """Metrics follow the engine within a poll interval."""
     deadline = time.monotonic() + seconds
     while not check() and time.monotonic() < deadline:
         time.sleep(0.5)
     assert check()
+
+
+def test_start_up_is_not_counted(server):
+    """First in this file: nobody has asked for anything yet."""
+    report = server.get("/sparsity").json()
+    assert report["tokens"] == {"prefill": 0, "decode": 0}
+    for layer in report["layers"]:
+        counted = ("elements", "nonzeros", "bytes_read", "bytes_skipped")
+        assert [layer[name] for name in counted] == [0] * 4
+        assert layer["calls"] == layer["fallbacks"] == {}
+    _eventually(lambda: server.metric("vllm_sparse_last_poll_timestamp_seconds") > 0)
+    for name in ("elements", "linear_calls", "weight_bytes_read", "fallback_calls"):
+        assert server.metric(f"vllm_sparse_{name}_total") == 0
 
 
 def test_counts_every_token_once(server):
@@ -82,6 +101,35 @@ def test_counts_every_token_once(server):
         assert 0.5 <= zeros / elements <= 0.52
 
 
+def test_bytes_of_both_ranks(server):
+    """Read and skipped bytes are together those of dense calls, over all ranks."""
+    client = server.client()
+    for prompt in ("abc", "defgh"):
+        client.completions.create(prompt=prompt, max_tokens=6, **GREEDY)
+    report = server.get("/sparsity").json()
+    for layer in report["layers"]:
+        dense = layer["in_features"] * layer["out_features"] * 4
+        calls = sum(layer["calls"].values())
+        assert calls > 0
+        assert layer["bytes_read"] + layer["bytes_skipped"] == calls * dense
+        gathered = layer["calls"].get("gather", 0)
+        assert (layer["bytes_skipped"] > 0) == (gathered > 0)
+        masked = sum(n for way, n in layer["calls"].items() if "masked" in way)
+        assert sum(layer["fallbacks"].values()) == masked
+        assert set(layer["fallbacks"]) <= {"dense_faster", "mixed_step"}
+    for kind in ("qkv", "o", "gate_up", "down"):
+        for field in ("read", "skipped"):
+            total = sum(
+                x[f"bytes_{field}"] for x in report["layers"] if x["kind"] == kind
+            )
+            name = f"vllm_sparse_weight_bytes_{field}_total"
+            _eventually(
+                lambda name=name, kind=kind, total=total: (
+                    server.metric(name, kind=kind) == total
+                )
+            )
+
+
 def test_metrics_beside_vllms(server):
     samples = server.metrics()
     info = [name for name in samples if name.startswith("vllm_sparse_build_info")]
@@ -91,6 +139,22 @@ def test_metrics_beside_vllms(server):
     assert server.metric("vllm_sparse_poll_errors_total") == 0
     for theirs in ("vllm:generation_tokens_total", "vllm:inter_token_latency_seconds"):
         assert any(name.startswith(theirs) for name in samples), theirs
+
+
+def test_the_canary_of_two_ranks(server):
+    tokens = "vllm_sparse_canary_tokens_total"
+    errors = "vllm_sparse_canary_relative_error_total"
+    server.client().completions.create(prompt="abcde", max_tokens=9, **GREEDY)
+    found = server.get("/sparsity").json()["canary"]
+    assert found["share"] == 0.5
+    assert len(found["layers"]) == 8
+    assert set(found["kinds"]) == {"qkv", "o", "gate_up", "down"}
+    for kind, sums in found["kinds"].items():
+        assert sums["tokens"] >= 4 * 4, "half of the steps, two layers, two ranks"
+        assert sums["tokens"] % 4 == 0
+        assert 0.03 < sums["relative_error"] / sums["tokens"] < 1.5
+        _eventually(lambda k=kind, n=sums["tokens"]: server.metric(tokens, kind=k) >= n)
+        assert server.metric(errors, kind=kind) >= sums["relative_error"] * 0.999
 
 
 def test_sparsity_report(server):
@@ -258,11 +322,23 @@ def test_a_calibrated_folder_serves_itself(tiny_folder, tmp_path):
     subprocess.run(command, check=True, capture_output=True)
     config = read_sidecar(folder)
     assert config is not None
-    with serve(str(folder), "--dtype", "float32") as running:
+    flags = ("--dtype", "float32", "--kernel-timing")
+    with serve(str(folder), *flags) as running:
         said = running.client().completions.create(
             prompt="abcde", max_tokens=12, **GREEDY
         )
         report = running.get("/sparsity").json()
+        # 12 steps of 8 layers, one call of 61.
+        name = "vllm_sparse_kernel_seconds_count"
+        _eventually(lambda: running.metric(name, backend="cpu") == 1)
+        data = config.provenance["text_sha256"][:12]
+        assert running.metric("vllm_sparse_calibration_info", data=data) == 1
+        ours_and_theirs = _families(running)
+    with serve(str(folder), "--activation-sparsity", "off") as running:
+        running.client().completions.create(prompt="abcde", max_tokens=2, **GREEDY)
+        theirs = _families(running)
+    assert not {name for name in theirs if name.startswith("vllm_sparse")}
+    assert {x for x in ours_and_theirs if not x.startswith("vllm_sparse")} == theirs
     assert {x["pattern"] for x in report["layers"]} == {"8:16"}
     assert all(x["mitigation"] == ["l_pts", "var", "ls"] for x in report["layers"])
     assert all("channel_shift" in x["parameters"] for x in report["layers"])
@@ -304,3 +380,28 @@ def test_embedded_model_answers(demo_model):
     sparse = [layer for layer in report["layers"] if layer["pattern"]]
     assert len(sparse) == len(report["layers"]) == 72
     assert all(0.45 <= layer["density"] <= 0.5 for layer in sparse)
+
+
+def test_data_parallel_engines_are_counted_together(tiny_folder):
+    """Two engines behind one address: every token of both is counted, once."""
+    flags = ("--activation-sparsity", "8:16", "--data-parallel-size", "2")
+    bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
+    with serve(tiny_folder, *flags, "--dtype", "float32", **bind) as running:
+        client = running.client()
+
+        def ask(number):
+            client.completions.create(prompt=f"{number}" * 9, max_tokens=9, **GREEDY)
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(12)))
+        by_engine = [
+            running.metric("vllm:generation_tokens_total", engine=str(engine))
+            for engine in range(2)
+        ]
+        assert min(by_engine) > 0, "both engines worked"
+        assert running.get("/sparsity").json()["tokens"]["decode"] == 12 * 8
+        name = "vllm_sparse_linear_tokens_total"
+        labels = {"kind": "down", "backend": "cpu", "phase": "decode"}
+        _eventually(lambda: running.metric(name, **labels) == 2 * 12 * 8)
+        assert running.metric("vllm_sparse_layers") == 8
+        assert running.metric("vllm_sparse_poll_errors_total") == 0

@@ -72,6 +72,7 @@ def engine(additional_config=None, model="nobody/nothing", **parallel):
         "use_ubatching": False,
         "use_sequence_parallel_moe": False,
         "pipeline_parallel_size": 1,
+        "worker_cls": "vllm.v1.worker.worker_base.WorkerBase",
     } | parallel
     return SimpleNamespace(
         parallel_config=SimpleNamespace(**options),
@@ -392,3 +393,19 @@ def test_full_names_are_translated_for_the_model(monkeypatch):
     session.attach(layer)
     load(layer)
     assert isinstance(layer.quant_method, SparseLinearMethod)
+
+
+def test_counting_starts_anew_when_start_up_has_ended(building):
+    config = building(engine(dict(SPARSE)))
+    session = current_session()
+    layer = FakeLinear(f"{BLOCK}.mlp.up_proj")
+    session.attach(layer)
+    session.phases.publish(torch.tensor([0, 1]), torch.tensor([1, 1]))
+    state = session.layers[0]
+    state.counters += 5
+    before = session.started
+    engines.start_counting(config)
+    assert session.started != before
+    assert session.phases.totals.sum() == 0
+    assert state.counters.tolist() == [0, 0]
+    engines.start_counting(engine({}))  # of a dense engine: nothing to do

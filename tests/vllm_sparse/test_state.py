@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from nmsparse.pattern import NMPattern
+from vllm_sparse.phases import Steps
 from vllm_sparse.state import LayerState, layer_report, read_counters
 
 
@@ -43,7 +45,7 @@ def test_kind_is_the_role_in_a_block(name, kind):
 
 def test_report_of_a_sparse_layer():
     state = make_state(pattern=NMPattern(8, 16))
-    report = layer_report(state, [200, 100])
+    report = layer_report(state, [200, 100], [])
     assert report == {
         "name": "model.layers.0.mlp.down_proj",
         "kind": "down",
@@ -66,12 +68,15 @@ def test_report_of_a_sparse_layer():
         "weight_sparsity": None,
         "extra_bytes": 0,
         "extra_weights": 0,
+        "fallbacks": {},
+        "bytes_read": 0,
+        "bytes_skipped": 0,
     }
     assert json.loads(json.dumps(report)) == report
 
 
 def test_density_is_unknown_before_the_first_token():
-    report = layer_report(make_state(), [0, 0])
+    report = layer_report(make_state(), [0, 0], [])
     assert report["density"] is None
     assert report["pattern"] is None
     assert report["criterion"] is None
@@ -85,3 +90,15 @@ def test_counters_are_read_in_the_order_of_the_layers():
 @pytest.mark.parametrize("states", [[], [make_state()]], ids=["no layer", "dense"])
 def test_nothing_to_read(states):
     assert read_counters(states) == [[0, 0]] * len(states)
+
+
+def test_a_layer_that_vllm_multiplies_reads_its_whole_weight_at_every_step():
+    state = make_state(pattern=NMPattern(8, 16))
+    method = SimpleNamespace(weight_bytes=100)
+    state.find_method, state.fallback = lambda: method, "quantized"
+    steps = [Steps(1, True, 3), Steps(5, False, 2), Steps(2, None, 1)]
+    work = state.work(steps)
+    assert (work.read, work.skipped) == (600, 0)
+    assert work.fallbacks == {"quantized": 4}, "prompts were not to be sparse"
+    assert work.calls == {}
+    assert make_state().work(steps) is None, "a dense layer is not looked at"

@@ -55,6 +55,9 @@ def worker(monkeypatch):
         source="a test",
         phases=phases,
         layers=layers,
+        canary=None,
+        started="now",
+        timings={},
         add_unseen=unseen.append,
     )
     worker = SimpleNamespace(

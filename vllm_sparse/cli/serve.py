@@ -14,10 +14,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from nmsparse.config import ConfigError, Phase
+from vllm_sparse.cli.execution import add_execution_arguments
 from vllm_sparse.cli.parameters import read_parameters_of, refuse_as_weights
 from vllm_sparse.compat import check_vllm, installed_vllm
 from vllm_sparse.describe import WeightsRead, describe, describe_share
-from vllm_sparse.execution import CHOICES
+from vllm_sparse.execution import EXECUTION_KEYS
 from vllm_sparse.options import (
     FOLDER,
     OPTIONS_KEY,
@@ -31,25 +32,6 @@ from vllm_sparse.options import (
 if TYPE_CHECKING:
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-_EXECUTION_HELP = {
-    "kernels": "Kernels of the plugin: where they were measured to be faster than "
-    "vLLM's own (auto, the default), always for few tokens (on), never (off).",
-    "dense_fallback": "Keep vLLM's own layout of a weight beside the plugin's, fastest "
-    "for prompts (keep, the default), or drop it to use half the memory (drop).",
-    "sparse_weights": "Pack pruned weights in memory, so that decoding reads fewer "
-    "bytes (auto, the default once sparsity is on), or not (off). 'auto' alone "
-    "activates the plugin for a pruned model without a sidecar.",
-    "dense_weights": "Give layers without any sparsity the plugin's layout too, which "
-    "is read faster at few tokens and gives the dense result (auto), or leave them to "
-    "vLLM (off, the default). 'auto' alone activates the plugin for a dense model.",
-    "sparse_steps": "Which steps of layers with kernels of the plugin are sparse: all "
-    "of the phase, or those that a sparse kernel makes faster, while larger ones run "
-    "dense (fast). auto, the default: fast on a GPU, all on a CPU. With fast, how a "
-    "token is computed depends on how many tokens are in its step.",
-    "shared_lists": "On a GPU: let 3 to 16 tokens, all sparse, share one list of "
-    "channels where that is fastest (auto), or never (off, the default). With auto a "
-    "token's result depends on its neighbours.",
-}
 PROGRAM = "vllm-sparse serve"
 OFF = "off"
 _OUR_FLAGS = (
@@ -60,6 +42,7 @@ _OUR_FLAGS = (
     "--dense_w",
     "--sparse_s",
     "--shared_l",
+    "--kernel_t",
 )
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
@@ -144,13 +127,7 @@ def add_sparsity_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSON configuration with targets and patterns per layer, the format of "
         "vllm_sparse_config.json. A model folder with that file needs no flag.",
     )
-    for name, text in _EXECUTION_HELP.items():
-        group.add_argument(
-            f"--{name.replace('_', '-')}",
-            choices=CHOICES[name],
-            default=None,
-            help=text,
-        )
+    add_execution_arguments(group)
 
 
 def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
@@ -183,7 +160,7 @@ def sparsity_options(args: argparse.Namespace) -> dict[str, Any] | None:
         "mitigation": args.sparsity_mitigation,
         "config_file": file,
         "phase": args.sparsity_phase,
-        **{name: getattr(args, name) for name in CHOICES},
+        **{name: getattr(args, name) for name in EXECUTION_KEYS},
     }
     return {k: v for k, v in options.items() if v is not None} or None
 
@@ -195,7 +172,7 @@ def _check_early(arguments: Sequence[str]) -> None:
     # vLLM's parser also accepts underscores.
     known, _ = parser.parse_known_args([_dashed(a) for a in arguments])
     options = sparsity_options(known)
-    if options and (options.keys() - {"phase", *CHOICES}):
+    if options and (options.keys() - {"phase", *EXECUTION_KEYS}):
         found = resolve_options(options, None)
         if found is not None:
             read_parameters_of(found)
@@ -256,10 +233,10 @@ def _activate(args: argparse.Namespace) -> None:
     folder = local_model_folder(args.model, args.revision)
     check_packed(args.model)
     found = resolve_options(options, folder)
-    if found is None and any(name in (options or {}) for name in CHOICES):
+    if found is None and any(name in (options or {}) for name in EXECUTION_KEYS):
         sys.stderr.write(
-            f"{PROGRAM}: note: no sparsity is on, so --kernels and --dense-fallback "
-            "change nothing unless the model folder is packed\n"
+            f"{PROGRAM}: note: no sparsity is on, so --kernels, --dense-fallback and "
+            "their like change nothing unless the model folder is packed\n"
         )
     if found is None and unknown:
         sys.stderr.write(f"{PROGRAM}: note: no sidecar was looked for: {unknown}\n")
@@ -277,7 +254,7 @@ def _activate(args: argparse.Namespace) -> None:
     _tell(found, read)
     # Inline, so that every process uses what was checked here.
     given = options or {}
-    chosen = {name: given[name] for name in CHOICES if name in given}
+    chosen = {name: given[name] for name in EXECUTION_KEYS if name in given}
     inline = {"config": config.model_dump(mode="json"), SOURCE: found.source}
     if found.folder is not None:
         inline[FOLDER] = str(found.folder)

@@ -3,28 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
-from nmsparse.ops.linear.planned import SparseLinearPlan
-from nmsparse.ops.online.planned import OnlinePlan
 from nmsparse.ops.sparsify.cpu import sparsify_cpu
-from vllm_sparse.cpu.products import Product, products
+from vllm_sparse.cpu.costs import Costs, Ledger
+from vllm_sparse.cpu.plan import make_plan
+from vllm_sparse.cpu.products import GATHER, MASKED, PER_TOKEN, Product, products
 from vllm_sparse.cpu.weights import Weights
 from vllm_sparse.phases import selected_tokens
-from vllm_sparse.table import TOKENS, Times, choose
+from vllm_sparse.table import TOKENS, Times, choose, gain
+from vllm_sparse.work import Outcome, Work
 
 if TYPE_CHECKING:
+    from vllm_sparse.cpu.plan import Plan
     from vllm_sparse.owned import Selection
-    from vllm_sparse.phases import TokenPhases
+    from vllm_sparse.phases import Steps, TokenPhases
 
-    Plan = SparseLinearPlan | OnlinePlan
-
-GATHER, PER_TOKEN, MASKED = "gather", "per_token", "masked"
 _ELEMENTS, _NONZEROS = 0, 1
+# Instead of a number of tokens: an input of another type than the weight.
+_MISFIT = 0
 
 
 class CpuLinear:
@@ -41,7 +42,6 @@ class CpuLinear:
 
     Attributes:
         dtype: type of weight and activations.
-        calls: how often each way ran.
         times: the measured table; empty until measured.
     """
 
@@ -58,12 +58,11 @@ class CpuLinear:
     ) -> None:
         self.in_features = in_features
         self.selection = selection
-        self.calls: Counter[str] = Counter()
         self.times: Times = {}
         self._phases = phases
         self._always = always
         self._fast = fast
-        self._chosen: dict[tuple[int, bool], str] = {}
+        self._ledger = Ledger()
         self.set_weights(weights, stock)
 
     def set_weights(self, weights: Weights, stock: Product | None) -> None:
@@ -71,12 +70,18 @@ class CpuLinear:
         self.weights = weights
         self.products = products(weights, stock)
         self.first = next(iter(self.products))
-        self._chosen.clear()
+        self._ledger.forget()
         if weights.rows is not None:
             self.dtype, self._outputs = weights.rows.dtype, weights.rows.shape[1]
         elif weights.packed is not None:
             self.dtype, self._outputs = weights.packed.dtype, weights.packed.shape[0]
         self._plans: dict[tuple[int, bool], Plan] = {}
+        self._costs = Costs(
+            (self.in_features, self._outputs),
+            self.dtype,
+            weights.packed,
+            self.selection,
+        )
 
     @property
     def key(self) -> str:
@@ -94,15 +99,8 @@ class CpuLinear:
     def explain(self) -> dict[str, str]:
         """Return the way of every number of tokens, with its gain over the first."""
         sparse = self.selection is not None
-        found: dict[str, str] = {}
-        for tokens in TOKENS:
-            way = self.way(tokens, sparse=sparse)
-            seconds = self.times.get(tokens, {})
-            gain = ""
-            if way in seconds and self.first in seconds:
-                gain = f" {seconds[self.first] / seconds[way]:.2f}x"
-            found[str(tokens)] = way + gain
-        return found
+        ways = {tokens: self.way(tokens, sparse=sparse) for tokens in TOKENS}
+        return {str(t): w + gain(self.times, t, w, self.first) for t, w in ways.items()}
 
     def describe(self) -> str:
         """Return what runs the layer, for people to read."""
@@ -115,27 +113,40 @@ class CpuLinear:
     def set_times(self, times: Times) -> None:
         """Use a measured table from now on."""
         self.times = times
-        self._chosen.clear()
+        self._ledger.forget()
 
     def way(self, tokens: int, *, sparse: bool) -> str:
         """Return how ``tokens`` tokens run: a way of ``ways``, or a product's name."""
-        key = (min(tokens, TOKENS[-1] + 1), sparse)
-        found = self._chosen.get(key)
+        return self._outcome(tokens, sparse).way
+
+    def outcome(self, x: torch.Tensor) -> Outcome:
+        """Return how ``x`` (``[T, K]``) runs in this step, and how often that was."""
+        # Our kernels would read the weight in the type of x: that is left to torch.
+        tokens = len(x) if x.dtype is self.dtype else _MISFIT
+        return self._outcome(tokens, self._selected(len(x)))
+
+    def _outcome(self, tokens: int, selected: bool | None) -> Outcome:
+        key = (min(tokens, TOKENS[-1] + 1), selected)
+        found = self._ledger.outcomes.get(key)
         if found is None:
-            found = self._chosen[key] = self._choose(*key)
+            found = self._costs.outcome(self._choose(*key), *key)
+            self._ledger.outcomes[key] = found
         return found
 
-    def _choose(self, tokens: int, sparse: bool) -> str:
-        product = (
-            self._ours(tokens)
-            if self._always
-            else choose(self.times, self.first, tokens, list(self.products))
-        )
-        if not sparse:
+    def _choose(self, tokens: int, selected: bool | None) -> str:
+        if tokens == _MISFIT:
+            product = self.first
+        elif self._always:
+            product = self._ours(tokens)
+        else:
+            product = choose(self.times, self.first, tokens, list(self.products))
+        if selected is False:
             return product
         # What runs where no sparse kernel wins.
         other = product if self._fast else f"{MASKED}+{product}"
-        if self.weights.rows is None or tokens > TOKENS[-1]:
+        if self.weights.rows is None or selected is None:
+            return other
+        if not _MISFIT < tokens <= TOKENS[-1]:
             return other
         if self._always:
             return GATHER
@@ -174,23 +185,40 @@ class CpuLinear:
         """
         if not len(x):
             return x.new_empty(0, self._outputs)
-        selected = self._selected(len(x))
-        if selected is None and not self._fast:
-            return self._mixed(x, bias, counters)
-        way = self._way(x, sparse=bool(selected))
-        self.calls[way] += 1
+        outcome = self.outcome(x)
+        way = outcome.way
+        counted = self.counts(x)
+        outcome.calls += counted
         if way in self.products:  # dense
             return self.products[way](x, bias)
+        product = way.removeprefix(f"{MASKED}+")
+        if outcome.mixed:
+            return self._mixed(x, bias, counters, product)
         nonzeros = self._counter(x, counters)
-        if way.startswith(MASKED):
-            return self._masked(x, bias, way[len(MASKED) + 1 :], nonzeros)
-        return self._gather(x, bias, nonzeros, per_token=way == PER_TOKEN)
+        if product != way:
+            return self._masked(x, bias, product, nonzeros)
+        plan = self._plan(len(x), per_token=way == PER_TOKEN)
+        y = plan(x, bias, nonzeros)
+        if counted and outcome.row_bytes:
+            outcome.rows += plan.rows_read.value
+        return y
 
-    def _way(self, x: torch.Tensor, *, sparse: bool) -> str:
-        if x.dtype is self.dtype:
-            return self.way(len(x), sparse=sparse)
-        # Our kernels would read the weight in the type of x: leave the answer to torch.
-        return f"{MASKED}+{self.first}" if sparse and not self._fast else self.first
+    def counts(self, x: torch.Tensor) -> bool:
+        """Return whether a call is one of a step: not if that is a dummy, or empty."""
+        return self._phases.tokens > 0 and len(x) > 0
+
+    def work(self, steps: Sequence[Steps] = ()) -> Work:
+        """Return what the calls did; ``steps`` are for those who cannot count them."""
+        return self._ledger.work()
+
+    def reset(self) -> None:
+        """Count from zero again."""
+        self._ledger.reset()
+
+    @property
+    def calls(self) -> Counter[str]:
+        """How often each way ran."""
+        return self.work().calls
 
     def _selected(self, tokens: int) -> bool | None:
         """Return whether all tokens are sparsified, none, or (None) some."""
@@ -217,20 +245,18 @@ class CpuLinear:
         return None
 
     def _gather(
-        self,
-        x: torch.Tensor,
-        bias: torch.Tensor | None,
-        nonzeros: torch.Tensor | None = None,
-        *,
-        per_token: bool = False,
+        self, x: torch.Tensor, bias: torch.Tensor | None, *, per_token: bool = False
     ) -> torch.Tensor:
-        plan = self._plans.get((len(x), per_token))
+        return self._plan(len(x), per_token=per_token)(x, bias)
+
+    def _plan(self, tokens: int, *, per_token: bool) -> Plan:
+        plan = self._plans.get((tokens, per_token))
         if plan is None:
             assert self.selection is not None
             assert self.weights.rows is not None
-            plan = make_plan(self.weights.rows, self.selection, len(x), per_token)
-            self._plans[len(x), per_token] = plan
-        return plan(x, bias, nonzeros)
+            plan = make_plan(self.weights.rows, self.selection, tokens, per_token)
+            self._plans[tokens, per_token] = plan
+        return plan
 
     def _masked(
         self,
@@ -249,12 +275,14 @@ class CpuLinear:
         return self.products[product](sparse, bias)
 
     def _mixed(
-        self, x: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor
+        self,
+        x: torch.Tensor,
+        bias: torch.Tensor | None,
+        counters: torch.Tensor,
+        product: str,
     ) -> torch.Tensor:
         """Sparsify the tokens of the phase, and multiply all of them."""
         assert self.selection is not None
-        way = self._way(x, sparse=False)
-        self.calls[f"{MASKED}+{way}"] += 1
         codes, treatment = self._phases.codes[: len(x)], self.selection.treatment
         chosen = selected_tokens(codes, self.selection.phase)
         nonzeros = counters[_NONZEROS:]
@@ -264,33 +292,10 @@ class CpuLinear:
         if treatment is None:
             pattern = self.selection.pattern
             x[chosen] = sparsify_cpu(part, pattern, "magnitude", nonzeros)
-            return self.products[way](x, bias)
+            return self.products[product](x, bias)
         found = treatment.sparsify(part, nonzeros)
         x[chosen] = found.values
-        y = self.products[way](x, bias)
+        y = self.products[product](x, bias)
         if treatment.finishes:
             y[chosen] = treatment.finish(y[chosen], bias, found)
         return y
-
-
-def make_plan(
-    rows: torch.Tensor, selection: Selection, tokens: int, per_token: bool
-) -> Plan:
-    """Return the prepared call of a layer for a number of tokens.
-
-    Args:
-        rows: ``[K, O]``, K-major.
-        selection: what is sparsified.
-        tokens: T.
-        per_token: walk every token's rows by themselves.
-    """
-    treatment = selection.treatment
-    if treatment is None:
-        return SparseLinearPlan(rows, selection.pattern, tokens, per_token=per_token)
-    return OnlinePlan(
-        rows,
-        treatment.online,
-        tokens,
-        constants=treatment.constants,
-        per_token=per_token,
-    )

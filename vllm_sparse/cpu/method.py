@@ -13,6 +13,7 @@ from vllm.model_executor.layers.linear import (
 
 from vllm_sparse.buffers import add_buffer
 from vllm_sparse.cpu.linear import CpuLinear
+from vllm_sparse.cpu.products import PACKED, UNPACK
 from vllm_sparse.cpu.weights import Weights, take_weight
 from vllm_sparse.custom_ops import linear_tokens, register_linear
 
@@ -147,6 +148,21 @@ class CpuLinearMethod(LinearMethodBase):
             counters=layer.vllm_sparse_counters,  # type: ignore[arg-type]
             outputs=self._outputs,
         )
+
+    def dense(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product without sparsity, ``[T, O]`` of few tokens.
+
+        By vLLM's weight where it is kept, so that ours is compared with it.
+        """
+        linear = self._linear
+        if linear is None:
+            result: torch.Tensor = self.inner.apply(layer, x, bias)
+            return result
+        # Unpacking a whole weight for one token would cost a lot.
+        way = PACKED if linear.first == UNPACK else linear.first
+        return linear.products[way](x, bias)
 
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
         """Forward to the inner method."""

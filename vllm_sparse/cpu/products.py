@@ -15,6 +15,8 @@ from vllm_sparse.cpu.weights import Weights
 Product = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 
 STOCK, STREAM, PACKED, MATMUL, UNPACK = "stock", "stream", "packed", "matmul", "unpack"
+# Of sparse tokens: kept rows alone, or zeros for dropped channels and any product.
+GATHER, PER_TOKEN, MASKED = "gather", "per_token", "masked"
 
 # Rows of a packed weight that are dense at a time: a few MiB.
 _UNPACK_ELEMENTS = 1 << 21

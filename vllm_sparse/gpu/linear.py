@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vllm_sparse.gpu.choice import (
     DENSE,
+    GATHER,
+    MASKED_PACKED,
     NEVER,
+    PACKED,
+    SHARED,
     Plan,
     choose_plan,
     choose_product,
     first_way,
 )
 from vllm_sparse.gpu.weights import Held
-from vllm_sparse.table import TOKENS, Times
+from vllm_sparse.table import TOKENS, Times, gain
+from vllm_sparse.work import DENSE_FASTER, MANY_TOKENS, MIXED_STEP, NO_KERNEL, Work
 
-_NO_CALLS: Mapping[str, int] = MappingProxyType({})
+if TYPE_CHECKING:
+    from vllm_sparse.phases import Steps
 
 
 class GpuLinear:
@@ -29,6 +35,8 @@ class GpuLinear:
         shared: whether tokens may share a list of channels.
         dense_above: steps of more tokens run dense; ``NEVER``: all are sparse.
         times: the measured table; empty if not measured.
+        weight_bytes: of the weight of this rank.
+        density: share of channels that a sparsified token keeps.
     """
 
     def __init__(
@@ -40,6 +48,8 @@ class GpuLinear:
         shared: bool = False,
         dense_above: int = NEVER,
         times: Times | None = None,
+        weight_bytes: int = 0,
+        density: float = 1.0,
     ) -> None:
         self.weights = weights
         self.sparse = sparse
@@ -47,6 +57,8 @@ class GpuLinear:
         self.shared = shared
         self.dense_above = dense_above
         self.times: Times = times or {}
+        self._weight_bytes = weight_bytes
+        self._density = density
         self._plans: dict[int, Plan] = {}
         self._dense = False
 
@@ -56,10 +68,54 @@ class GpuLinear:
         self.weights.packed = None
         self._plans.clear()
 
-    @property
-    def calls(self) -> Mapping[str, int]:
-        """Nothing: a CUDA graph replays a step without telling anybody."""
-        return _NO_CALLS
+    def work(self, steps: Sequence[Steps] = ()) -> Work:
+        """Return what calls did, one in each of these steps.
+
+        A CUDA graph replays a step without telling anybody, but the plan of a step
+        follows from its rows.
+        """
+        work = Work()
+        for rows, selected, number in steps:
+            plan = self.plan(rows)
+            dense = number * self._weight_bytes
+            work.add(
+                number,
+                dense=dense,
+                read=number * self._read(plan, rows, selected),
+                way=plan.way,
+                reason=self._reason(plan, rows, selected),
+            )
+        return work
+
+    def reset(self) -> None:
+        """Do nothing: there are no counters here."""
+
+    def _read(self, plan: Plan, rows: int, selected: bool | None) -> int:
+        """Return the bytes that a call reads, at most.
+
+        Tokens with lists of their own are taken to keep different channels. A token
+        that is not sparsified has a list of all.
+        """
+        if plan.way in (PACKED, MASKED_PACKED) and self.weights.packed is not None:
+            return self.weights.packed.nbytes
+        lists = {GATHER: rows, SHARED: 1}.get(plan.way)
+        if lists is None or selected is not True:
+            return self._weight_bytes
+        return round(min(1.0, lists * self._density) * self._weight_bytes)
+
+    def _reason(self, plan: Plan, rows: int, selected: bool | None) -> str | None:
+        """Return why a call reads the whole weight; None if it need not read less."""
+        held = self.weights.packed is not None
+        wanted = held or (self.sparse and selected is not False)
+        if not wanted or plan.way in (PACKED, MASKED_PACKED):
+            return None
+        if self._dense:
+            return NO_KERNEL
+        if rows > TOKENS[-1]:
+            return MANY_TOKENS
+        if selected is None:
+            return MIXED_STEP
+        return None if plan.way in (GATHER, SHARED) else DENSE_FASTER
 
     def plan(self, tokens: int) -> Plan:
         """Return how a step of ``tokens`` rows runs, padding included."""
@@ -94,11 +150,8 @@ class GpuLinear:
         found: dict[str, str] = {}
         for tokens in TOKENS:
             plan = self.plan(tokens)
-            seconds = self.times.get(tokens, {})
-            gain = ""
-            if str(plan) in seconds and self.first in seconds:
-                gain = f" {seconds[self.first] / seconds[str(plan)]:.2f}x"
-            found[str(tokens)] = plan.way + gain
+            more = gain(self.times, tokens, str(plan), self.first)
+            found[str(tokens)] = plan.way + more
         return found
 
     def describe(self) -> str:
@@ -110,7 +163,4 @@ class GpuLinear:
         held = "K-major rows"
         if self.weights.packed is not None:
             held += " or bits and values"
-        return (
-            f"our {held} for few tokens, {self.first} for many; calls are not counted "
-            "on a GPU"
-        )
+        return f"our {held} for few tokens, {self.first} for many"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.logger import init_logger
-from vllm.model_executor.layers.linear import LinearMethodBase, RowParallelLinear
+from vllm.model_executor.layers.linear import LinearMethodBase
 
 from nmsparse.packed import PackedWeight
 from vllm_sparse.buffers import add_buffer
@@ -19,6 +19,7 @@ from vllm_sparse.gpu.linear import GpuLinear
 from vllm_sparse.gpu.tune import tune, warm_up
 from vllm_sparse.gpu.ways import Terms
 from vllm_sparse.gpu.weights import Held, repack, share_of_zeros, store_k_major
+from vllm_sparse.method import product_bias
 from vllm_sparse.phases import Masks
 from vllm_sparse.table import TOKENS
 
@@ -137,6 +138,8 @@ class GpuLinearMethod(LinearMethodBase):
             always=execution.kernels == ON,
             shared=execution.shared_lists == AUTO,
             dense_above=TOKENS[-1] if fast else NEVER,
+            weight_bytes=layer.weight.nbytes,
+            density=1.0 if selection is None else selection.density,
         )
         terms = self._terms(layer, held)
         linear.times = tune(linear, terms, self._label)
@@ -148,7 +151,10 @@ class GpuLinearMethod(LinearMethodBase):
             return None
         try:
             warm_up(
-                linear, replace(terms, packed=held.packed), self._masks, _bias(layer)
+                linear,
+                replace(terms, packed=held.packed),
+                self._masks,
+                product_bias(layer),
             )
         except Exception as error:  # a server that starts is worth more than a kernel
             logger.warning_once(
@@ -230,6 +236,13 @@ class GpuLinearMethod(LinearMethodBase):
         )
         return result
 
+    def dense(
+        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Return the product without sparsity, ``[T, O]``."""
+        result: torch.Tensor = self.inner.apply(layer, x, bias)
+        return result
+
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
         """Forward to the inner method."""
         weight: torch.Tensor = self.inner.dequantize_weight(layer)
@@ -249,13 +262,3 @@ def _packed(weight: torch.Tensor) -> PackedWeight | None:
     except RuntimeError as error:
         logger.warning_once("vllm-sparse: a weight was not packed: %s", error)
         return None
-
-
-def _bias(layer: Any) -> torch.Tensor | None:
-    """Return the bias that the product of this rank gets."""
-    if getattr(layer, "skip_bias_add", False):
-        return None
-    if isinstance(layer, RowParallelLinear) and layer.tp_rank > 0:
-        return None  # added once, on the first rank
-    bias: torch.Tensor | None = getattr(layer, "bias", None)
-    return bias

@@ -15,9 +15,8 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 from vllm.logger import init_logger
 
-from nmsparse.pattern import parse_pattern
 from vllm_sparse import __version__
-from vllm_sparse.describe import WeightsRead, share_read
+from vllm_sparse.serving.calibration import share_of
 from vllm_sparse.serving.ending import ENDING
 from vllm_sparse.serving.metrics import SparsityMetrics
 from vllm_sparse.serving.poller import StatsPoller
@@ -72,23 +71,11 @@ def describe(stats: RankStats | None) -> dict[str, Any]:
         "density": nonzeros / elements if elements else None,
         "tokens": stats["tokens"],
         "dense_first": stats["dense_first"],
-        "weights_read": _weights_read(stats),
+        "weights_read": share_of(stats["layers"]),
+        "canary": stats["canary"],
         "config": stats["config"],
         "layers": stats["layers"],
     }
-
-
-def _weights_read(stats: RankStats) -> float | None:
-    read = [
-        WeightsRead(
-            layer["in_features"] * layer["out_features"],
-            parse_pattern(layer["pattern"]).density,
-            layer["extra_weights"],
-        )
-        for layer in stats["layers"]
-        if layer["pattern"] is not None
-    ]
-    return share_read(read)
 
 
 class SparsityEndpoint:

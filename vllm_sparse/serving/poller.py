@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 
-from vllm_sparse.serving.aggregate import merge_ranks
+from vllm_sparse.serving.aggregate import merge_engines, merge_ranks
 from vllm_sparse.stats import STATS_METHOD, RankStats
 
 if TYPE_CHECKING:
@@ -64,14 +64,31 @@ class StatsPoller:
             return self._latest
 
     async def _ask(self) -> RankStats | None:
-        answers = await self._engine.collective_rpc(STATS_METHOD)
-        ranks = [answer for answer in answers if answer is not None]
-        if not ranks:
+        engines = [
+            merge_ranks(ranks)
+            for answers in await self._answers()
+            if (ranks := [answer for answer in answers if answer is not None])
+        ]
+        if not engines:
             return None
-        stats = merge_ranks(ranks)
         if self._metrics is not None:
-            self._metrics.update(stats)
-        return stats
+            self._metrics.update(*engines)
+        return merge_engines(engines)
+
+    async def _answers(self) -> list[list[RankStats | None]]:
+        """Return the answers of all ranks, engine by engine.
+
+        With data parallelism the client of the engines has several, and of a plain
+        ``collective_rpc`` it returns the first one's answer alone.
+        """
+        core: Any = getattr(self._engine, "engine_core", None)
+        ask_all = getattr(core, "call_utility_all_async", None)
+        if ask_all is None or len(getattr(core, "core_engines", ())) < 2:
+            return [await self._engine.collective_rpc(STATS_METHOD)]
+        found: list[list[RankStats | None]] = await ask_all(
+            "collective_rpc", STATS_METHOD, None, (), None
+        )
+        return found
 
     def start(self, metrics: SparsityMetrics) -> None:
         """Keep ``metrics`` current until the server's event loop ends."""
@@ -88,7 +105,7 @@ class StatsPoller:
                 raise
             except Exception as error:
                 # The server must go on; the metric and one log line tell.
-                metrics.poll_errors.inc()
+                metrics.poll_failed()
                 if not failing:
                     logger.warning("vllm-sparse: statistics poll failed: %r", error)
                 failing = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from vllm_sparse.buffers import add_buffer
-from vllm_sparse.method import SparseLinearMethod
+from vllm_sparse.method import SparseLinearMethod, held_bytes, parameter_bytes
 from vllm_sparse.treatment import ops  # noqa: F401 (registers the ops)
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ class TreatedLinearMethod(SparseLinearMethod):
     def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
         """Let the inner method repack the weights; take what the treatment needs."""
         done = self.treatment.before_processing(layer, self.inner)
+        loaded = parameter_bytes(layer)
         self.inner.process_weights_after_loading(layer)
+        self.weight_bytes = held_bytes(layer, loaded)
         if not done:
             dtype: Any = layer.params_dtype
             self.treatment.measure(partial(self.inner.apply, layer), dtype)

@@ -21,6 +21,7 @@ struct Walk {
   Coef<W>* coefs;  // [groups][tokens][kGroup]
   int64_t groups;
   int tokens;
+  int64_t count;  // rows of the weight among them
 };
 
 template <class W>
@@ -85,7 +86,7 @@ Walk<W> plan(const nms_gather_args& a, int64_t token, int tokens) {
           coefficient(x[i], coefs);
     }
   }
-  return {rows, coefs, groups, tokens};
+  return {rows, coefs, groups, tokens, count};
 }
 
 // Sum of rows [begin, end) columns into acc[t * ld + c - begin].
@@ -139,9 +140,11 @@ void gather(const nms_gather_args& a) {
   // Of a padded weight the last step may read over O; what it adds there is dropped.
   const int64_t width =
       a.padded ? (a.outputs + kStep - 1) / kStep * kStep : a.outputs;
+  int64_t rows_read = 0;
   for (int64_t token = 0; token < a.tokens; token += most) {
     const int tokens = int(std::min<int64_t>(most, a.tokens - token));
     const Walk<W> walk = plan<W>(a, token, tokens);
+    rows_read += walk.count;
     parallel(a.threads, [&](int part, int parts) {
       static thread_local Scratch scratch;
       const Range mine = split(width, 2 * kStep, part, parts);
@@ -156,6 +159,7 @@ void gather(const nms_gather_args& a) {
       }
     });
   }
+  if (a.rows_read) *a.rows_read = rows_read;
 }
 
 }  // namespace nms

@@ -9,7 +9,7 @@
 
 #include <stdint.h>
 
-#define NMS_ABI_VERSION 2
+#define NMS_ABI_VERSION 3
 #define NMS_API extern "C" __attribute__((visibility("default")))
 
 enum { NMS_F32 = 0, NMS_BF16 = 1, NMS_F16 = 2 };
@@ -45,6 +45,7 @@ typedef struct {
   const float* row_sum;      // [O], needed with token_shift
   const float* output_scale;  // [O] or null
   const float* constant;      // [O] or null: a bias that is not rounded
+  int64_t* rows_read;         // [1] or null: set to the rows of weight that were read
   int64_t tokens, listed, channels, outputs;
   int64_t values_stride, indices_stride;  // indices_stride 0: one list for all tokens
   int64_t weight_stride, out_stride;

@@ -44,7 +44,7 @@ class GatherArgs(ctypes.Structure):
     _fields_ = _fields(
         pointers=(
             "values indices weight out bias addend scale token_shift row_sum "
-            "output_scale constant",
+            "output_scale constant rows_read",
             _POINTER,
         ),
         sizes=(

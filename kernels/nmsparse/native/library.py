@@ -19,7 +19,7 @@ from nmsparse.native import build, openmp
 from nmsparse.native.compiler import BuildError, find_compiler
 from nmsparse.native.isa import Isa, supported
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 NATIVE_ENV = "NMSPARSE_NATIVE"
 SANITIZE_ENV = "NMSPARSE_NATIVE_SANITIZE"
 

@@ -16,6 +16,7 @@ def pretend() -> None:
     from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 
     from vllm_sparse import session
+    from vllm_sparse.canary.method import TappedMethod
     from vllm_sparse.gpu import method, ops, support
     from vllm_sparse.table import TOKENS
 
@@ -29,7 +30,10 @@ def pretend() -> None:
 
     def process(self: Any, layer: Any) -> None:
         # vLLM's CPU backend takes the weight away; on a GPU it stays.
-        if not isinstance(layer.quant_method, method.GpuLinearMethod):
+        ours = layer.quant_method
+        if isinstance(ours, TappedMethod):
+            ours = ours.inner
+        if not isinstance(ours, method.GpuLinearMethod):
             packs(self, layer)
 
     UnquantizedLinearMethod.process_weights_after_loading = process

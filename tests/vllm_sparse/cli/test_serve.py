@@ -73,6 +73,17 @@ def test_flags_of_execution(name, capsys):
     assert "invalid choice: 'perhaps'" in capsys.readouterr().err
 
 
+def test_the_share_of_the_canary(capsys):
+    assert parse().canary is None, "what is not given is not passed on"
+    assert parse("--canary", "0.01").canary == 0.01
+    options = sparsity_options(parse("--activation-sparsity", "8:16", "--canary", "1"))
+    assert options == {"activation_sparsity": "8:16", "canary": 1.0}
+    for wrong in ("0", "1.5", "nan", "often"):
+        with pytest.raises(SystemExit):
+            parse("--canary", wrong)
+        assert "Expected the share of decode steps" in capsys.readouterr().err
+
+
 def test_help_explains_the_pattern():
     parser = argparse.ArgumentParser(prog="x")
     add_sparsity_arguments(parser)
@@ -132,9 +143,11 @@ def test_the_checked_configuration_travels_inline(model, capsys):
 
 def test_how_layers_run_travels_beside_the_configuration(model):
     flags = ("--kernels", "on", "--dense-fallback", "drop", "--sparse-steps", "fast")
+    flags += ("--canary", "0.1")
     options = activate(model, "--activation-sparsity", "8:16", *flags)["vllm_sparse"]
     assert (options["kernels"], options["dense_fallback"]) == ("on", "drop")
     assert options["sparse_steps"] == "fast"
+    assert options["canary"] == 0.1
     assert "sparse_weights" not in options
     found = SparsityConfig.parse(options["config"], source="test")
     assert found == SparsityConfig.uniform("8:16")

@@ -423,3 +423,91 @@ def test_treated_weights_that_are_loaded_again():
         found = linear.run(x, None, counters())
         expected = online_linear(x, weight, None, treatment.online)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+DENSE = K * OUT * 4
+KEPT = DENSE // 2
+
+
+def work_of(linear, phases, tokens, rows=None):
+    """Run one step, and return what it did beyond the steps before it."""
+    before = linear.work()
+    step(phases, tokens) if tokens else phases.clear()
+    linear.run(random(rows or len(tokens), K, dtype=linear.dtype), None, counters())
+    after = linear.work()
+    calls = after.calls - before.calls
+    fallbacks = after.fallbacks - before.fallbacks
+    read, skipped = after.read - before.read, after.skipped - before.skipped
+    return dict(calls), dict(fallbacks), read, skipped
+
+
+def test_bytes_of_the_ways_of_sparse_tokens():
+    linear, _, phases = make(phase=DECODE)
+    prefer(linear, "gather")
+    assert work_of(linear, phases, "d") == ({"gather": 1}, {}, KEPT, DENSE - KEPT)
+    calls, fallbacks, read, skipped = work_of(linear, phases, "ddd")
+    union = (sparsify(random(3, K), PATTERN) != 0).any(dim=0).sum().item()
+    assert (calls, fallbacks) == ({"gather": 1}, {})
+    assert (read, skipped) == (union * OUT * 4, (K - union) * OUT * 4)
+    prefer(linear, "per_token")
+    found = work_of(linear, phases, "ddd")
+    assert found == ({"per_token": 1}, {}, 3 * KEPT, 0), "more than dense saves nothing"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "way", "reason"),
+    [
+        ("d" * 17, "masked+stock", "many_tokens"),
+        ("dd", "masked+stock", "dense_faster"),
+        ("dp", "masked+stock", "mixed_step"),
+        ("pp", "stock", None),
+    ],
+)
+@pytest.mark.parametrize("fast", [False, True])
+def test_why_a_call_reads_the_whole_weight(tokens, way, reason, fast):
+    linear, _, phases = make(phase=DECODE, fast=fast)
+    expected = {reason: 1} if reason else {}
+    way = "stock" if fast else way
+    assert work_of(linear, phases, tokens) == ({way: 1}, expected, DENSE, 0)
+
+
+def test_a_packed_weight_is_to_be_read_packed():
+    linear, _, phases = make("packed", phase=DECODE)
+    size = linear.weights.packed.nbytes
+    prefer(linear, "packed", "masked+packed")
+    found = work_of(linear, phases, "dd")
+    assert found == ({"masked+packed": 1}, {}, size, DENSE - size)
+    found = work_of(linear, phases, "p")
+    assert found == ({"packed": 1}, {}, size, DENSE - size)
+    found = work_of(linear, phases, "p" * 17)
+    assert found == ({"stock": 1}, {"many_tokens": 1}, DENSE, 0)
+
+
+def test_another_dtype_is_a_reason():
+    linear, weight, phases = make(dtype=torch.bfloat16, phase=DECODE, always=True)
+    linear.set_weights(linear.weights, stock_of(weight.float()))
+    step(phases, "d")
+    linear.run(random(1, K), None, counters())
+    work = linear.work()
+    assert (work.fallbacks, work.read, work.skipped) == ({"dtype": 1}, DENSE // 2, 0)
+
+
+def test_dummy_steps_are_not_counted():
+    linear, _, phases = make(phase=DECODE, always=True)
+    assert work_of(linear, phases, "", rows=3) == ({}, {}, 0, 0)
+    linear, _, phases = make(phase=BOTH, always=True)  # where padding is sparse too
+    assert work_of(linear, phases, "", rows=3) == ({}, {}, 0, 0)
+    assert work_of(linear, phases, "d") == ({"gather": 1}, {}, KEPT, DENSE - KEPT)
+
+
+def test_counts_outlive_tables_and_weights_until_they_are_reset():
+    linear, _, phases = make(phase=DECODE, always=True)
+    work_of(linear, phases, "dd")
+    before = linear.work()
+    prefer(linear, "stock")
+    linear.set_weights(linear.weights, None)
+    assert linear.work() == before
+    assert before.calls == {"gather": 1}
+    linear.reset()
+    assert linear.work().read == linear.work().skipped == 0
+    assert not linear.calls

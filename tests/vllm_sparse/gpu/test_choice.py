@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from nmsparse.ops.linear.tiles import GatherTiles
@@ -14,6 +16,7 @@ from vllm_sparse.gpu.choice import (
 )
 from vllm_sparse.gpu.linear import GpuLinear
 from vllm_sparse.gpu.weights import Held
+from vllm_sparse.phases import Steps
 from vllm_sparse.table import TOKENS
 
 TILES = GatherTiles(128, 32, 8, 4, 1)
@@ -106,12 +109,49 @@ def test_a_layer_explains_itself():
         "8": "dense 1.00x",
         "16": "dense 1.00x",
     }
-    assert linear.calls == {}
-    assert linear.describe() == (
-        "our K-major rows for few tokens, dense for many; calls are not counted on a "
-        "GPU"
-    )
+    assert linear.describe() == "our K-major rows for few tokens, dense for many"
     assert linear.plan(99) is linear.plan(17)
     dense = GpuLinear(Held(), sparse=False, times=table(dense=2.0, packed=1.0))
     assert set(dense.explain().values()) == {"packed 2.00x"}
     assert dense.first == "dense"
+
+
+WEIGHT = 1000
+
+
+def work(*steps, **options):
+    """Return what a layer that keeps a quarter of its channels did in these steps."""
+    given = {"sparse": True, "always": True, "shared": True, "dense_above": FAST}
+    held = options.pop("held", Held())
+    linear = GpuLinear(held, weight_bytes=WEIGHT, density=0.25, **(given | options))
+    return linear.work([Steps(*step) for step in steps])
+
+
+@pytest.mark.parametrize(
+    ("step", "way", "read", "reason"),
+    [
+        ((1, True), "gather", 250, None),
+        ((2, True), "gather", 500, None),  # at most: no two tokens share a channel
+        ((8, True), "shared", 250, None),
+        ((17, True), "dense", WEIGHT, "many_tokens"),
+        ((2, None), "gather", WEIGHT, "mixed_step"),
+        ((2, False), "gather", WEIGHT, None),  # a list of all channels
+    ],
+)
+def test_calls_follow_from_steps(step, way, read, reason):
+    found = work((*step, 3))
+    assert found.calls == {way: 3}
+    assert found.fallbacks == ({reason: 3} if reason else {})
+    assert (found.read, found.skipped) == (3 * read, 3 * (WEIGHT - read))
+
+
+def test_steps_of_other_layers():
+    assert work((1, True, 2), always=False).fallbacks == {"dense_faster": 2}
+    packed = SimpleNamespace(nbytes=600)
+    times = table(dense=2.0, packed=1.0)
+    found = work((4, True, 2), sparse=False, held=Held(0.5, packed), times=times)
+    assert (found.calls, found.skipped) == ({"packed": 2}, 2 * (WEIGHT - 600))
+    broken = GpuLinear(Held(), sparse=True, weight_bytes=WEIGHT, always=True)
+    broken.use_dense()
+    assert broken.work([Steps(1, True, 1)]).fallbacks == {"no_kernel": 1}
+    assert work().calls == {}

@@ -23,6 +23,7 @@ from vllm_sparse.execution import Execution
 from vllm_sparse.gpu import method as module
 from vllm_sparse.gpu.method import GpuLinearMethod
 from vllm_sparse.gpu.weights import is_k_major
+from vllm_sparse.method import product_bias
 from vllm_sparse.owned import Selection
 from vllm_sparse.phases import ALL, DECODE, TokenPhases
 from vllm_sparse.table import TOKENS
@@ -370,6 +371,6 @@ def test_the_bias_of_a_row_parallel_layer_belongs_to_the_first_rank():
     layer.skip_bias_add = False
     for rank, expected in ((0, bias), (1, None)):
         layer.tp_rank = rank
-        assert module._bias(layer) is expected
+        assert product_bias(layer) is expected
     layer.tp_rank, layer.skip_bias_add = 0, True
-    assert module._bias(layer) is None
+    assert product_bias(layer) is None

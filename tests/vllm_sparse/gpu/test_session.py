@@ -27,6 +27,7 @@ from vllm_sparse.gpu import support
 from vllm_sparse.gpu.method import GpuLinearMethod
 from vllm_sparse.method import SparseLinearMethod
 from vllm_sparse.options import FINGERPRINT, LAYERS, Found
+from vllm_sparse.phases import Steps
 from vllm_sparse.session import Session
 from vllm_sparse.state import layer_report
 from vllm_sparse.treatment.method import TreatedLinearMethod
@@ -131,19 +132,18 @@ def test_an_unquantized_layer_is_ours(make):
     state = attach(session, layer)
     assert isinstance(layer.quant_method, GpuLinearMethod)
     assert state.backend == "triton"
-    assert state.reason.endswith(
-        "our K-major rows for few tokens, dense for many; calls are not counted on a "
-        "GPU"
-    )
+    assert state.reason.endswith("our K-major rows for few tokens, dense for many")
     x = torch.randn(2, K)
     session.phases.publish(torch.ones(2), torch.zeros(2))
     found = layer.quant_method.apply(layer, x)
     torch.testing.assert_close(found, F.linear(sparsify(x, NMPattern(8, 16)), weight))
-    report = layer_report(state, state.counters.tolist())
+    report = layer_report(state, state.counters.tolist(), [Steps(1, True, 3)])
+    assert report["calls"] == {"gather": 3}
+    assert report["bytes_read"] == report["bytes_skipped"] == 3 * weight.nbytes // 2
     assert json.loads(json.dumps(report)) == report
     assert report["ways"]["1"] == "gather"
     assert report["ways"]["4"] == "dense"
-    assert (report["calls"], report["extra_bytes"]) == ({}, 0)
+    assert report["extra_bytes"] == 0
     assert report["density"] == 0.5
     assert report["weight_sparsity"] == 0.0
     session.prepare(torch.nn.Module())  # no heads, no CPU kernels

@@ -40,6 +40,9 @@ def make_layer(
         "weight_sparsity": None,
         "extra_bytes": 0,
         "extra_weights": 0,
+        "fallbacks": {},
+        "bytes_read": 0,
+        "bytes_skipped": 0,
     }
     return layer | changes
 
@@ -61,6 +64,10 @@ def make_stats(*layers, prefill=30, decode=10, **changes):
         "tokens": {"prefill": prefill, "decode": decode},
         "dense_first": 0,
         "layers": list(layers),
+        "canary": None,
+        "started": "first",
+        "timings": {},
+        "timed_backend": "cpu",
     }
     return stats | changes
 
@@ -94,9 +101,8 @@ class Metrics:
 
     def close(self):
         """Give the names back."""
-        for thing in vars(self.objects).values():
-            if hasattr(thing, "collect"):
-                REGISTRY.unregister(thing)
+        for thing in self.objects.objects.values():
+            REGISTRY.unregister(thing)
 
 
 @pytest.fixture

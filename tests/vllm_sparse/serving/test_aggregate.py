@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from vllm_sparse.serving.aggregate import merge_ranks
+from vllm_sparse.serving.aggregate import merge_engines, merge_ranks
 
 
 def test_one_rank_is_returned_as_it_is(fakes):
@@ -67,3 +67,41 @@ def test_the_answers_are_not_modified(fakes):
     before = copy.deepcopy(ranks)
     merge_ranks(ranks)
     assert ranks == before
+
+
+def test_bytes_and_times_are_those_of_all_ranks(fakes):
+    times = {"gather": [[1, 10], [2, 30]]}
+    ranks = [
+        fakes.stats(
+            fakes.layer(bytes_read=60, bytes_skipped=40, extra_bytes=7),
+            rank=rank,
+            timings=times,
+        )
+        for rank in range(2)
+    ]
+    merged = merge_ranks(ranks)
+    (layer,) = merged["layers"]
+    assert (layer["bytes_read"], layer["bytes_skipped"]) == (120, 80)
+    assert layer["extra_bytes"] == 14
+    assert merged["timings"] == {"gather": [[2, 20], [4, 60]]}
+    assert times == {"gather": [[1, 10], [2, 30]]}
+
+
+def test_engines_add_up(fakes):
+    counted = {"calls": {"gather": 3}, "fallbacks": {"dtype": 1}, "bytes_read": 5}
+    engines = [
+        fakes.stats(fakes.layer(nonzeros=64, **counted), dense_first=2),
+        fakes.stats(fakes.layer(nonzeros=256, **counted), decode=1, started="later"),
+    ]
+    before = copy.deepcopy(engines)
+    merged = merge_engines(engines)
+    assert engines == before
+    assert merged["tokens"] == {"prefill": 60, "decode": 11}
+    assert merged["dense_first"] == 2
+    (layer,) = merged["layers"]
+    assert layer["elements"] == 1280
+    assert layer["density"] == 0.25
+    assert layer["calls"] == {"gather": 6}
+    assert layer["fallbacks"] == {"dtype": 2}
+    assert layer["bytes_read"] == 10
+    assert merge_engines(engines[:1]) is engines[0]

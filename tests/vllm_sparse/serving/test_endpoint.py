@@ -60,6 +60,7 @@ def test_active(app, fakes, path):
         "tokens": {"prefill": 30, "decode": 10},
         "dense_first": 0,
         "weights_read": 0.5,
+        "canary": None,
         "config": {"phase": "decode"},
         "layers": layers,
     }
@@ -142,6 +143,8 @@ def test_a_sparse_engine_is_polled(app, fakes, made, metrics):
         "vllm_version": vllm.__version__,
         "phase": "decode",
         "fingerprint": "0123456789abcdef",
+        "backend": "reference",
+        "pattern": "8:16",
     }
     assert metrics.value("build_info", **labels) == 1
 

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from prometheus_client import REGISTRY, generate_latest
 
+from vllm_sparse.serving.catalog import CATALOG, LABELS
+from vllm_sparse.timing import KernelTimer
+from vllm_sparse.work import REASONS
+
+WAYS = ("stock", "stream", "gather", "masked+stock")
 DOWN = "model.layers.0.mlp.down_proj"
 
 
@@ -86,9 +93,8 @@ def test_two_sets_of_metrics_do_not_share_what_they_saw(metrics, fakes):
         metrics.objects.update(fakes.stats(fakes.layer(elements=30)))
         assert metrics.value("elements_total", kind="up") == 30
     finally:
-        for thing in vars(other).values():
-            if hasattr(thing, "collect"):
-                REGISTRY.unregister(thing)
+        for thing in other.objects.values():
+            REGISTRY.unregister(thing)
 
 
 def test_build_info(metrics, fakes):
@@ -98,6 +104,8 @@ def test_build_info(metrics, fakes):
         "vllm_version": "0.32.0",
         "phase": "both",
         "fingerprint": "0123456789abcdef",
+        "backend": "dense",
+        "pattern": "dense",
     }
     assert metrics.value("build_info", **labels) == 1
 
@@ -147,3 +155,149 @@ def test_first_tokens_that_stay_dense(metrics, fakes):
     labels["phase"] = "decode"
     assert metrics.value("linear_tokens_total", backend="reference", **labels) == 10
     assert metrics.value("linear_tokens_total", backend="dense", **labels) is None
+
+
+def test_bytes_and_fallbacks_are_summed_over_layers(metrics, fakes):
+    layers = [
+        fakes.layer(DOWN, bytes_read=60, bytes_skipped=40, fallbacks={"dtype": 2}),
+        fakes.layer(
+            "model.layers.1.mlp.down_proj", bytes_read=5, fallbacks={"dtype": 1}
+        ),
+        fakes.dense(bytes_read=None),
+    ]
+    metrics.objects.update(fakes.stats(*layers))
+    assert metrics.value("weight_bytes_read_total", kind="down") == 65
+    assert metrics.value("weight_bytes_skipped_total", kind="down") == 40
+    assert metrics.value("weight_bytes_read_total", kind="lm_head") is None
+    labels = {"kind": "down", "reason": "dtype"}
+    assert metrics.value("fallback_calls_total", **labels) == 3
+
+
+def test_a_restart_that_has_overtaken_is_noticed(metrics, fakes):
+    """What an engine has counted since it started says nothing about the one before."""
+    for started, elements in (("first", 100), ("second", 130), ("second", 140)):
+        stats = fakes.stats(fakes.layer(elements=elements), started=started)
+        metrics.objects.update(stats)
+    assert metrics.value("elements_total", kind="up") == 240
+
+
+def test_data_parallel_engines_count_by_themselves(metrics, fakes):
+    one, two = (
+        fakes.stats(fakes.layer(elements=n, extra_bytes=10), started=str(n))
+        for n in (100, 40)
+    )
+    metrics.objects.update(one, two)
+    two = fakes.stats(fakes.layer(elements=30, extra_bytes=10), started="again")
+    metrics.objects.update(one, two)
+    assert metrics.value("elements_total", kind="up") == 170
+    assert metrics.value("extra_weight_bytes", kind="up") == 20
+    labels = {"kind": "up", "pattern": "8:16", "backend": "reference"}
+    assert metrics.value("layers", **labels) == 1, "engines run the same model"
+
+
+def test_weight_sparsity_is_the_mean_over_weights(metrics, fakes):
+    layers = [
+        fakes.layer(DOWN, weight_sparsity=0.5),
+        fakes.layer("b.down_proj", in_features=192, weight_sparsity=0.9),
+        fakes.layer(weight_sparsity=None),
+    ]
+    metrics.objects.update(fakes.stats(*layers))
+    found = metrics.value("weight_sparsity_ratio", kind="down")
+    assert found == pytest.approx(0.8)
+    assert metrics.value("weight_sparsity_ratio", kind="up") is None
+
+
+def test_the_age_of_what_is_shown(metrics, fakes, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1234.5)
+    metrics.objects.update(fakes.stats(fakes.layer()))
+    assert metrics.value("last_poll_timestamp_seconds") == 1234.5
+
+
+def test_samples_of_times_keep_bucket_number_and_sum(metrics, fakes):
+    timer = KernelTimer()
+
+    def poll(*samples):
+        for nanoseconds in samples:
+            timer.add("gather", nanoseconds)
+        metrics.objects.update(fakes.stats(fakes.layer(), timings=timer.timings))
+
+    labels = {"op": "gather", "backend": "cpu"}
+    assert metrics.value("kernel_seconds_count", **labels) is None
+    poll(20_000, 30_000, 45_000)
+    poll()
+    poll(60_000, 2_000_000_000)
+    assert metrics.value("kernel_seconds_count", **labels) == 5
+    total = metrics.value("kernel_seconds_sum", **labels)
+    assert total == pytest.approx(2.000155)
+    for bound, number in (("2.5e-05", 1), ("5e-05", 3), ("0.0001", 4), ("+Inf", 5)):
+        found = metrics.value("kernel_seconds_bucket", le=bound, **labels)
+        assert found == number, bound
+
+
+CALIBRATED = {
+    "groups": {
+        "a": {
+            "targets": ["Linear"],
+            "activation": {"pattern": "50%", "mitigation": ["var"]},
+        }
+    },
+    "provenance": {
+        "calibration": "calibrate",
+        "online_allocator": "final",
+        "text_sha256": "0123456789abcdef",
+    },
+}
+
+
+def test_where_a_calibrated_sidecar_comes_from(metrics, fakes):
+    stats = fakes.stats(fakes.layer(), config=CALIBRATED)
+    metrics.objects.set_build_info("1", "2", stats)
+    labels = {
+        "method": "magnitude+var, final",
+        "data": "0123456789ab",
+        "created": "",
+        "budget": "0.50",
+    }
+    assert metrics.value("calibration_info", **labels) == 1
+
+
+def test_without_a_calibration_there_is_no_provenance(metrics, fakes):
+    metrics.objects.set_build_info("1", "2", fakes.stats(fakes.layer()))
+    assert list(metrics.objects.objects["calibration_info"].collect()[0].samples) == []
+
+
+def test_many_patterns_are_not_listed(metrics, fakes):
+    layers = [fakes.layer(pattern=f"{n}:16", backend="cpu") for n in range(1, 9)]
+    metrics.objects.set_build_info("1", "2", fakes.stats(*layers))
+    (sample,) = metrics.objects.objects["build_info"].collect()[0].samples
+    assert sample.labels["pattern"] == "several"
+    assert sample.labels["backend"] == "cpu"
+
+
+def test_labels_do_not_grow_with_the_model(metrics, fakes):
+    """As many series for 200 blocks as for one; no name of a layer in any label."""
+
+    def series(blocks):
+        layers = [
+            fakes.layer(
+                f"model.layers.{i}.{name}",
+                calls=dict.fromkeys(WAYS, 1 + i),
+                fallbacks=dict.fromkeys(REASONS, 1 + i),
+                weight_sparsity=0.5,
+            )
+            for i in range(blocks)
+            for name in ("mlp.up_proj", "mlp.down_proj")
+        ]
+        metrics.objects.update(fakes.stats(*layers))
+        text = generate_latest(REGISTRY).decode()
+        return [
+            line.rpartition(" ")[0]
+            for line in text.splitlines()
+            if line.startswith(metrics.prefix)
+        ]
+
+    one, many = series(1), series(200)
+    assert one == many
+    assert not any(re.search(r"layers\.|_proj", line) for line in many)
+    for metric in CATALOG:
+        assert set(metric.labels) <= set(LABELS), metric.name

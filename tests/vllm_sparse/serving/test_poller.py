@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+from types import SimpleNamespace
 
 import pytest
 
@@ -130,3 +132,45 @@ def test_requests_do_not_overlap(fakes):
     engine = Slow()
     asyncio.run(scenario(engine))
     assert engine.most == 1
+
+
+def test_every_data_parallel_engine_is_asked(fakes, metrics):
+    """Of a plain ``collective_rpc`` vLLM returns the first engine's answer alone."""
+    asked = []
+
+    async def ask_all(*question):
+        asked.append(question)
+        return [
+            [fakes.stats(fakes.layer(elements=100, k_sharded=True), rank=rank)]
+            for rank in range(2)
+        ]
+
+    engine = fakes.engine([])
+    engine.engine_core = SimpleNamespace(
+        core_engines=[b"0", b"1"], call_utility_all_async=ask_all
+    )
+    poller = StatsPoller(engine, 60.0)
+    poller._metrics = metrics.objects
+    stats = asyncio.run(poller.fetch())
+    assert stats["layers"][0]["elements"] == 200
+    assert metrics.value("elements_total", kind="up") == 200
+    assert asked == [("collective_rpc", "vllm_sparse_stats", None, (), None)]
+    assert engine.methods == []
+
+
+def test_one_engine_is_asked_as_vllm_documents(fakes):
+    engine = fakes.engine([fakes.stats(fakes.layer())])
+    engine.engine_core = SimpleNamespace(
+        core_engines=[b"0"], call_utility_all_async=None
+    )
+    assert asyncio.run(StatsPoller(engine, 60.0).fetch())["rank"] == 0
+
+
+def test_vllm_still_asks_all_engines_that_way():
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.engine.core_client import AsyncMPClient
+
+    every = inspect.signature(AsyncMPClient.call_utility_all_async)
+    assert list(every.parameters) == ["self", "method", "args"]
+    names = list(inspect.signature(EngineCore.collective_rpc).parameters)
+    assert names == ["self", "method", "timeout", "args", "kwargs"]

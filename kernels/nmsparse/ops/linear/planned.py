@@ -28,6 +28,9 @@ class SparseLinearPlan:
         pattern: which channels of each token stay.
         tokens: T.
         per_token: walk every token's list by itself instead of the union.
+
+    Attributes:
+        rows_read: rows of the weight that the last call read, a C integer.
     """
 
     def __init__(
@@ -62,6 +65,8 @@ class SparseLinearPlan:
             strategy=abi.PER_TOKEN if per_token else abi.UNION,
             padded=int(padded_rows(rows)),
         )
+        self.rows_read = ctypes.c_int64(0)
+        self._gather.rows_read = ctypes.addressof(self.rows_read)
         self._expected = (tokens, channels)
         self._shape = (tokens, outputs)
         library = abi.kernels()
