@@ -71,7 +71,8 @@ def generate(url: str, tokenizer: Path, *, concurrency: int, **options: Any) -> 
     }
     given = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
     switches = ["--ignore-eos", "--skip-chat-template", "--disable-tqdm"]
-    args = parser.parse_args([*given, *switches])
+    # Without it, latencies of single requests are left out of the results.
+    args = parser.parse_args([*given, *switches, "--save-detailed"])
     result: _Run = asyncio.run(main_async(args))
     if result["failed"]:
         errors = [error for error in result["errors"] if error]

@@ -60,7 +60,7 @@ def test_a_full_disk_costs_one_warning(server):
     assert {layer["backend"] for layer in report["layers"]} == {"cpu"}
     lines = server.log.read_text().splitlines()
     # The ranks share a table, and the first one speaks.
-    (warning,) = [x for x in lines if "No space left on device" in x]
+    (warning,) = [x for x in lines if "not written: No space left on device" in x]
     assert "WARNING" in warning
     assert "dispatch-" in warning
     assert not any("Traceback" in x for x in lines)

@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from vllm_sparse.evaluation.task_rows import check_rows
+
 _SPLITS = ("train", "validation", "test")
 _SCORED = ("multiple_choice", "loglikelihood")
 
@@ -119,7 +121,8 @@ def _load_rows(manager: Any, name: str, written: str, folder: Path) -> dict[str,
     """Load one local task.
 
     Raises:
-        ValueError: if its rows lack a field that lm-eval's definition reads.
+        ValueError: if its rows lack a field that lm-eval's definition reads, or one
+            has no answer among its choices.
     """
     try:
         found: dict[str, Any] = manager.load([written])["tasks"]
@@ -129,6 +132,18 @@ def _load_rows(manager: Any, name: str, written: str, folder: Path) -> dict[str,
             f"reads for {name}. Expected the rows of the original data set; for rows "
             "that are prepared already, use offline-prune eval --tasks."
         ) from error
+    except OSError:
+        raise
+    except Exception as error:
+        # lm-eval tries the first row: whatever its templates raise is the finding.
+        raise ValueError(
+            f"Task data {folder / name}: lm-eval cannot read the rows as {name} "
+            f"({type(error).__name__}: {error}). Expected the rows of the original "
+            "data set; for rows that are prepared already, use offline-prune eval "
+            "--tasks."
+        ) from error
+    for task in found.values():
+        check_rows(task, name, folder)
     return found
 
 

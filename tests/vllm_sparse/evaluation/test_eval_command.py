@@ -114,6 +114,76 @@ def test_task_rows_of_another_form_are_refused(capsys, model, tmp_path):
     assert "Expected the rows of the original data set" in error
 
 
+BOOLQ = {"question": "is it", "passage": "It is.", "idx": 0}
+ODD_ROWS = {
+    # The form of BoolQ itself, not of SuperGLUE, which lm-eval reads.
+    "an answer in another field": (BOOLQ | {"answer": True}, "its answer is 'label'"),
+    "a hidden answer": (BOOLQ | {"label": -1}, "its answer is -1, which is none of 2"),
+    "an answer too far": (BOOLQ | {"label": 2}, "cannot read the rows as boolq (Index"),
+    "no passage": ({"question": "is it", "label": 1}, "'passage' is undefined"),
+}
+
+
+@pytest.mark.parametrize(("row", "problem"), ODD_ROWS.values(), ids=ODD_ROWS)
+def test_rows_that_would_score_nothing_are_refused(
+    capsys, model, tmp_path, row, problem
+):
+    pytest.importorskip("lm_eval")
+    (tmp_path / "boolq").mkdir()
+    (tmp_path / "boolq" / "val.jsonl").write_text(json.dumps(row))
+    command = ["eval", model, *SPARSE, "--task-data", str(tmp_path), "--tasks", "boolq"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert f"Task data {tmp_path / 'boolq'}: " in error
+    assert problem in error
+    assert "Expected the rows of the original data set" in error
+
+
+def test_a_later_row_is_refused_too(capsys, model, tmp_path):
+    pytest.importorskip("lm_eval")
+    (tmp_path / "boolq").mkdir()
+    rows = [BOOLQ | {"label": 1}, BOOLQ | {"label": 0}, BOOLQ | {"label": 7}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "boolq" / "val.jsonl").write_text(text)
+    command = ["eval", model, *SPARSE, "--task-data", str(tmp_path), "--tasks", "boolq"]
+    assert main(command) == 2
+    assert "row 3 (idx, label, passage, question)" in capsys.readouterr().err
+
+
+GOOD_ROWS = {
+    "boolq": BOOLQ | {"label": 1},
+    "piqa": {"goal": "A", "sol1": "b", "sol2": "c", "label": 0},
+    "arc_easy": {
+        "question": "A",
+        "choices": {"text": ["b", "c"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
+    "winogrande": {"sentence": "A _ b", "option1": "c", "option2": "d", "answer": "2"},
+    "hellaswag": {
+        "ctx_a": "A",
+        "ctx_b": "b",
+        "endings": ["c", "d", "e", "f"],
+        "label": "3",
+        "activity_label": "x",
+    },
+    "openbookqa": {
+        "question_stem": "A",
+        "choices": {"text": ["b", "c"], "label": ["A", "B"]},
+        "answerKey": "A",
+    },
+}
+
+
+def test_rows_of_the_original_data_sets_are_taken(tmp_path):
+    pytest.importorskip("lm_eval")
+    from vllm_sparse.evaluation.tasks import load_tasks
+
+    for name, row in GOOD_ROWS.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "val.jsonl").write_text(json.dumps(row))
+    assert len(load_tasks(list(GOOD_ROWS), tmp_path)) == len(GOOD_ROWS)
+
+
 def test_without_lm_eval_the_extra_is_named(capsys, model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert main(["eval", model, *SPARSE, "--tasks", "piqa"]) == 2
