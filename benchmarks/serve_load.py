@@ -188,6 +188,7 @@ def main() -> int:
         }
         found = measure(servers, tokenizer, tokens=options.tokens, until=until)
     constant = {
+        "benchmark": "serve_load",
         "model": model.name,
         "generator": "vllm bench serve",
         "prompts": soak_load.PROMPTS.name,

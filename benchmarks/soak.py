@@ -221,6 +221,7 @@ def soak(options: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[s
     if orphans:
         why.append(f"{len(orphans)} processes outlived SIGTERM")
     row = {
+        "benchmark": "soak",
         "model": model.name,
         "mode": options.sparsity,
         "minutes": options.minutes,
