@@ -234,7 +234,7 @@ class CpuLinear:
         assert self.selection is not None
         if counters is not self._counters:  # views cost microseconds, as arithmetic
             self._counters = counters
-            self._counts = memoryview(counters.numpy())
+            self._counts = counters.numpy().data
             self._nonzeros = counters[_NONZEROS:]
         self._counts[_ELEMENTS] += real * self.in_features
         nonzeros = self._nonzeros
