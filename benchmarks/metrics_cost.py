@@ -13,6 +13,7 @@ answer is another process's work, and is counted all the same.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import time
 from collections.abc import Callable
@@ -120,27 +121,31 @@ def of_worker(worker: Any, batch: int) -> dict[str, Any]:
     """
     session = find_session(worker.vllm_config)
     assert session is not None
-    linears = [state.linear for state in session.layers if state.counters is not None]
+    states = [state for state in session.layers if state.linear is not None]
+    linears = [state.linear for state in states]
     phases = session.phases
     phases.publish(torch.full((batch,), PROMPT + 1), torch.full((batch,), PROMPT))
     # As in ``CpuLinear.run``, with the layers in turn, as a step has them.
     inputs = [torch.zeros(batch, x.in_features, dtype=x.dtype) for x in linears]
-    counters = torch.zeros(2, dtype=torch.int64)
+    counters = [state.counters for state in states]
+    # What is looked up to choose a way is not looked up to count.
+    outcomes = [x.outcome(y) for x, y in zip(linears, inputs, strict=True)]
+    calls = list(zip(linears, inputs, counters, outcomes, strict=True))
+    rows_read = ctypes.c_int64(1)
 
     def count() -> None:
-        for linear, x in zip(linears, inputs, strict=True):
-            outcome = linear.outcome(x)
-            counted = linear.counts(x)
-            outcome.calls += counted
-            linear._counter(x, counters)
-            if counted and outcome.row_bytes:
-                outcome.rows += 1
+        for linear, x, counter, outcome in calls:
+            real = phases.real(len(x))
+            if real:
+                outcome.calls += 1
+                linear._counter(x, counter, real)
+            if real and outcome.row_bytes:
+                outcome.rows += rows_read.value
 
-    calls = len(linears)
-    seconds = least(count, ROUNDS) / calls
+    seconds = least(count, ROUNDS) / len(calls)
     codes = phases.codes[:batch].long()
     step = least(partial(phases._count, codes, batch), ROUNDS)
-    return {"calls": calls, "call_us": 1e6 * seconds, "publish_us": 1e6 * step}
+    return {"calls": len(calls), "call_us": 1e6 * seconds, "publish_us": 1e6 * step}
 
 
 def poll_once(llm: LLM, metrics: SparsityMetrics) -> None:

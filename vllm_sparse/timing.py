@@ -62,5 +62,5 @@ class KernelTimer:
         bucket[1] += nanoseconds
 
     def reset(self) -> None:
-        """Forget what was found."""
-        self.timings = {}
+        """Begin anew."""
+        self.timings, self._calls = {}, 0

@@ -67,7 +67,8 @@ class Costs:
         if product == GATHER and tokens > 1:
             row_bytes, read = self._row, 0  # the kernel knows how many
         elif product in (GATHER, PER_TOKEN):
-            read = tokens * self._listed * self._row
+            # Tokens may keep the same channels: at most the whole weight.
+            read = min(tokens * self._listed * self._row, self._dense)
         elif product in (PACKED, UNPACK) and self._packed is not None:
             read = self._packed
         else:

@@ -63,6 +63,7 @@ class CpuLinear:
         self._always = always
         self._fast = fast
         self._ledger = Ledger()
+        self._counters: torch.Tensor | None = None
         self.set_weights(weights, stock)
 
     def set_weights(self, weights: Weights, stock: Product | None) -> None:
@@ -104,8 +105,7 @@ class CpuLinear:
 
     def describe(self) -> str:
         """Return what runs the layer, for people to read."""
-        packed = self.weights.packed is not None
-        held = "bits and values" if packed else "K-major rows"
+        held = "K-major rows" if self.weights.packed is None else "bits and values"
         return f"our {held} for few tokens, {self.first} for many"
 
     # -- choice ---------------------------------------------------------------------
@@ -187,25 +187,26 @@ class CpuLinear:
             return x.new_empty(0, self._outputs)
         outcome = self.outcome(x)
         way = outcome.way
-        counted = self.counts(x)
-        outcome.calls += counted
+        real = self._phases.real(len(x))
+        if real:  # not in a dummy step
+            outcome.calls += 1
         if way in self.products:  # dense
             return self.products[way](x, bias)
         product = way.removeprefix(f"{MASKED}+")
         if outcome.mixed:
             return self._mixed(x, bias, counters, product)
-        nonzeros = self._counter(x, counters)
+        nonzeros = self._counter(x, counters, real) if real else None
         if product != way:
             return self._masked(x, bias, product, nonzeros)
         plan = self._plan(len(x), per_token=way == PER_TOKEN)
         y = plan(x, bias, nonzeros)
-        if counted and outcome.row_bytes:
+        if real and outcome.row_bytes:
             outcome.rows += plan.rows_read.value
         return y
 
     def counts(self, x: torch.Tensor) -> bool:
         """Return whether a call is one of a step: not if that is a dummy, or empty."""
-        return self._phases.tokens > 0 and len(x) > 0
+        return self._phases.real(len(x)) > 0
 
     def work(self, steps: Sequence[Steps] = ()) -> Work:
         """Return what the calls did; ``steps`` are for those who cannot count them."""
@@ -226,15 +227,17 @@ class CpuLinear:
             return False
         return self._phases.selects(tokens, self.selection.phase)
 
-    def _counter(self, x: torch.Tensor, counters: torch.Tensor) -> torch.Tensor | None:
+    def _counter(
+        self, x: torch.Tensor, counters: torch.Tensor, real: int
+    ) -> torch.Tensor | None:
         """Count the elements of real tokens; return where their non-zeros go."""
         assert self.selection is not None
-        real = self._phases.real(len(x))
-        if not real:
-            return None
-        # Through numpy: tensor arithmetic on one number costs microseconds.
-        counters.numpy()[_ELEMENTS] += real * self.in_features
-        nonzeros = counters[_NONZEROS:]
+        if counters is not self._counters:  # views cost microseconds, as arithmetic
+            self._counters = counters
+            self._counts = counters.numpy().data
+            self._nonzeros = counters[_NONZEROS:]
+        self._counts[_ELEMENTS] += real * self.in_features
+        nonzeros = self._nonzeros
         if real == len(x):
             return nonzeros
         # A padded step (none in eager mode): the product's kernel would count padding.
