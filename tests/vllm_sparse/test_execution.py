@@ -81,7 +81,7 @@ def test_a_wrong_value_names_the_choices(name, value):
     with pytest.raises(ConfigError) as error:
         Execution.parse({name: value}, WHERE)
     text = str(error.value)
-    assert text.startswith(f"{WHERE}.{name}: Unknown value {str(value)!r}")
+    assert text.startswith(f"{WHERE}.{name}: Unknown value '{value}'.")
     assert any(choice in text for choice in CHOICES[name])
 
 

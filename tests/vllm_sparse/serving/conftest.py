@@ -81,6 +81,9 @@ class FakeEngine:
         parallel = SimpleNamespace(_api_process_rank=api_rank)
         self.vllm_config = SimpleNamespace(parallel_config=parallel)
 
+    def shutdown(self, timeout=None):
+        """End; see test_ending.py."""
+
     async def collective_rpc(self, method):
         self.methods.append(method)
         if isinstance(self.answers, Exception):
