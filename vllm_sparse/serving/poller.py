@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 logger = init_logger("vllm." + __name__)
 
 TIMEOUT_SECONDS = 10.0
+# While the engine does not answer, the interval doubles; this many times at most.
+MOST_DOUBLINGS = 3
 
 
 class StatsPoller:
@@ -96,9 +98,10 @@ class StatsPoller:
         self._task = asyncio.create_task(self._run(metrics), name="vllm-sparse-poller")
 
     async def _run(self, metrics: SparsityMetrics) -> None:
-        failing = False
+        failures = 0
         while True:
-            await asyncio.sleep(self._interval)
+            # An engine that drains or dies is not pressed: it logs every question.
+            await asyncio.sleep(self._interval * 2 ** min(failures, MOST_DOUBLINGS))
             try:
                 await self.fetch()
             except asyncio.CancelledError:
@@ -106,8 +109,8 @@ class StatsPoller:
             except Exception as error:
                 # The server must go on; the metric and one log line tell.
                 metrics.poll_failed()
-                if not failing:
+                if not failures:
                     logger.warning("vllm-sparse: statistics poll failed: %r", error)
-                failing = True
+                failures += 1
             else:
-                failing = False
+                failures = 0

@@ -174,3 +174,24 @@ def test_vllm_still_asks_all_engines_that_way():
     assert list(every.parameters) == ["self", "method", "args"]
     names = list(inspect.signature(EngineCore.collective_rpc).parameters)
     assert names == ["self", "method", "timeout", "args", "kwargs"]
+
+
+def test_an_engine_that_does_not_answer_is_asked_less_and_less(
+    fakes, metrics, monkeypatch
+):
+    waited = []
+
+    async def sleep(seconds):
+        waited.append(seconds)
+        if len(waited) == 5:
+            engine.answers = [fakes.stats(fakes.layer())]
+        if len(waited) == 7:
+            raise asyncio.CancelledError
+
+    engine = fakes.engine(ConnectionError("draining"))
+    poller = StatsPoller(engine, 2.0)
+    monkeypatch.setattr(module.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(poller._run(metrics.objects))
+    assert waited == [2, 4, 8, 16, 16, 2, 2]
+    assert metrics.value("poll_errors_total") == 4
