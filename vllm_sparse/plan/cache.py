@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nmsparse.config import ConfigError
 from vllm_sparse.plan.modules import Module, Role
 
 _FUSED = ("qkv_proj", "c_attn", "query_key_value", "Wqkv", "W_pack")
@@ -51,34 +52,72 @@ def read_cache(
 ) -> Cache:
     """Return the cache of a model, from the outputs of its key and value layers.
 
+    Where their weights are quantized and headers do not tell, the configuration does.
+
     Args:
         modules: of the model.
         text: configuration of the language model.
         size: bytes of an element.
         ranks: tensor-parallel ranks.
+
+    Raises:
+        ConfigError: if neither tells.
     """
     parents: dict[str, dict[str, Module]] = {}
     for module in modules:
         if module.role is Role.LINEAR:
             parents.setdefault(module.parent, {})[module.last] = module
-    whole = [found for found in map(_of_layer, parents.values()) if found]
+    layers = (_of_layer(children, text) for children in parents.values())
+    whole = [found for found in layers if found]
     pairs = text.get("num_key_value_heads") or text.get("num_attention_heads")
     latent = any(_LATENT in children for children in parents.values())
     ours = tuple(_on_rank(x, 1 if latent else ranks, pairs) for x in whole)
     return Cache(ours, _windows(text, len(ours)), size)
 
 
-def _of_layer(children: Mapping[str, Module]) -> int:
+def _of_layer(children: Mapping[str, Module], text: Mapping[str, Any]) -> int:
     """Return elements a token has in the cache of one attention layer; 0 for none."""
     if _LATENT in children:  # MLA: one compressed vector for all heads
-        return children[_LATENT].out_features
+        return children[_LATENT].out_features or _latent(text)
     if "k_proj" in children and "v_proj" in children:
-        return children["k_proj"].out_features + children["v_proj"].out_features
+        sizes = [children[name].out_features for name in ("k_proj", "v_proj")]
+        return sum(sizes) if all(sizes) else _keys_and_values(text)
     fused = next((children[name] for name in _FUSED if name in children), None)
     output = next((children[name] for name in _OUTPUT if name in children), None)
     if fused is None or output is None:
         return 0
+    if not (fused.out_features and output.in_features):
+        return _keys_and_values(text)
     return fused.out_features - output.in_features
+
+
+def _keys_and_values(text: Mapping[str, Any]) -> int:
+    """Return what heads of keys and values make for one token."""
+    heads = "num_attention_heads"
+    pairs = text.get("num_key_value_heads")
+    if pairs is None and not any(key.startswith("multi_query") for key in text):
+        pairs = text.get(heads)
+    size = text.get("head_dim")
+    if size is None:
+        size = _known(text.get("hidden_size"), "hidden_size")
+        size //= _known(text.get(heads), heads)
+    return 2 * _known(pairs, "num_key_value_heads") * _known(size, "head_dim")
+
+
+def _latent(text: Mapping[str, Any]) -> int:
+    """Return the compressed vector of MLA, and the part of a key with a position."""
+    names = ("kv_lora_rank", "qk_rope_head_dim")
+    return sum(_known(text.get(name), name) for name in names)
+
+
+def _known(value: object, name: str) -> int:
+    if isinstance(value, int) and value > 0:
+        return value
+    raise ConfigError(
+        "The KV cache is not known: keys and values are quantized, so headers do not "
+        f"tell their shape, and {name} of config.json is {value!r}. Expected a "
+        "number above 0: add it to config.json."
+    )
 
 
 def _on_rank(elements: int, ranks: int, pairs: int | None) -> int:

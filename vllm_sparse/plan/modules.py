@@ -15,6 +15,10 @@ from vllm_sparse.plan.stored import Stored
 # Bytes of an element, by the names of safetensors; of others, the number in the name.
 _BITS = re.compile(r"\d+")
 _FLOATS = ("BF16", "F16", "F32", "F64")
+# Types that hold one element each; other integers hold several, in shapes of their own.
+_WHOLE = (*_FLOATS, "I8")
+# What bitsandbytes stores under the name of a weight.
+_STATE = re.compile(r"(.+)\.(weight\.(?:absmax|quant_map|nested_\w+|quant_state\..+))$")
 _EMBEDDING = re.compile(r"(.*\.)?(embed\w*|w[tp]e|word_embeddings\w*|tok_embeddings)$")
 _HEAD = re.compile(r"(.*\.)?(lm_head|embed_out)$")
 _EXPERTS = re.compile(r"(.*\.)?experts(\..*)?$")
@@ -88,10 +92,17 @@ def read_modules(stored: Stored, size: int) -> list[Module]:
     """
     grouped: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = {}
     for name, about in stored.tensors.items():
-        module, _, leaf = name.rpartition(".")
+        state = _STATE.match(name)
+        module, leaf = state.groups() if state else _split(name)
         grouped.setdefault(module, {})[leaf] = about
     found = [_module(name, leaves, stored, size) for name, leaves in grouped.items()]
     return list(_without_tied_head(found, stored))
+
+
+def _split(name: str) -> tuple[str, str]:
+    """Return the module a tensor belongs to, and the tensor's own name."""
+    module, _, leaf = name.rpartition(".")
+    return module, leaf
 
 
 def _module(
@@ -128,18 +139,19 @@ def _count_weight(
     """Add a tensor of the weight, or beside it: scales, zero points, indices."""
     plain = dtype in _FLOATS
     # Scales stay what they are; dense floats become the type of the activations.
-    scale = "scale" in leaf or "zero" in leaf
+    scale = any(part in leaf for part in ("scale", "zero", "SCB", "weight."))
+    whole = dtype in _WHOLE or dtype.startswith("F8_")
     elements = math.prod(shape)
     stored_size = size if plain and not scale else _size(dtype, None)
     module.nbytes += elements * stored_size
     module.quantized |= not plain and leaf != "bias"
-    if leaf == "weight" and len(shape) == 2:
+    if leaf == "weight" and len(shape) == 2 and whole:
         first, second = shape
         conv1d = stored.text.get("model_type") in _TRANSPOSED
         if conv1d and _CONV1D.match(module.name):
             first, second = second, first
         module.out_features, module.in_features = first, second
-    if not scale and (leaf == "weight" or plain):
+    if not scale and (leaf == "weight" or plain) and whole:
         module.elements += elements
 
 

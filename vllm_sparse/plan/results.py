@@ -78,7 +78,8 @@ class Memory:
         kv_token: bytes a token adds to the KV cache while no layer forgets it.
         kv_sequence: bytes of a sequence of ``context`` tokens.
         free: bytes left for the KV cache; None if the memory is not known.
-        sequences: sequences of ``context`` tokens that fit; None likewise.
+        sequences: sequences of ``context`` tokens that fit; None likewise, and for a
+            model without a KV cache.
         tokens: tokens that fit, in such sequences; None likewise.
     """
 

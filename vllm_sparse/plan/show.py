@@ -139,7 +139,9 @@ def _memory(memory: Memory, plan: Plan) -> Iterator[str]:
     yield f"  KV cache, a token {_bytes(memory.kv_token)}"
     yield f"  KV cache of {plan.context:,}  {_bytes(memory.kv_sequence)}"
     if memory.free is not None and memory.free > 0:
-        yield f"  left for it       {_bytes(memory.free)}: {memory.tokens:,} tokens"
+        # A model without attention has no cache that could be full.
+        fit = "" if memory.tokens is None else f": {memory.tokens:,} tokens"
+        yield f"  left for it       {_bytes(memory.free)}{fit}"
 
 
 def _bytes(count: float) -> str:

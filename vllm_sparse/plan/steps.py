@@ -132,11 +132,12 @@ def step(rank: Rank, setting: Setting, tokens: int) -> Step:
 def crossover(rank: Rank, setting: Setting) -> float | None:
     """Return from how many tokens on arithmetic limits dense linear layers.
 
-    None if bandwidth or arithmetic of the machine is not known.
+    None if bandwidth or arithmetic of the machine is not known, or a layer's shape.
     """
     machine = setting.machine
     elements = sum(x.elements for x in rank.layers) + rank.head_elements
-    if not (machine.bandwidth and machine.flops and elements):
+    known = elements and all(layer.elements for layer in rank.layers)
+    if not (machine.bandwidth and machine.flops and known):
         return None
     nbytes = sum(x.dense_bytes for x in rank.layers) + rank.head
     reading = nbytes / (machine.bandwidth * setting.achieved)

@@ -52,6 +52,12 @@ def _assumptions(
     if machine.flops is None:
         few = " On a CPU it limits steps of a few tokens." * (machine.device == "cpu")
         yield f"Arithmetic is not counted: --tflops is not given.{few}"
+    unknown = sum(not layer.elements for layer in rank.layers)
+    if unknown:
+        yield (
+            f"{unknown} layers: headers do not tell the shapes of their quantized "
+            "weights. Their bytes are counted, their arithmetic is not."
+        )
     listed = any(setting.holds(layer).listed for layer in rank.layers)
     if listed and not setting.shared_lists:
         yield (
@@ -172,13 +178,15 @@ def _shares(step: Step) -> Iterator[str]:
 
 
 def _room(setting: Setting, memory: Memory) -> Iterator[str]:
-    if memory.free is None or memory.sequences is None:
+    if memory.free is None:
         return
     if memory.free < 0:
         yield (
             f"The weights do not fit: {-memory.free / 1e9:.1f} GB are missing. Take a "
             "larger machine, or --tensor-parallel."
         )
+        return
+    if memory.sequences is None:
         return
     yield (
         f"{memory.sequences:,} sequences of {setting.context:,} tokens fit beside the "

@@ -173,3 +173,25 @@ def test_a_cpu_without_kernels_asks_for_a_bandwidth(made, capsys, monkeypatch):
     assert main(["plan", str(made), "--cpu"]) == 2
     assert "no compiler. Expected compiled kernels: give --b" in capsys.readouterr().err
     assert main(["plan", str(made), "--cpu", "--bandwidth", "20"]) == 0
+
+
+def test_weights_of_four_bits(capsys, tmp_path):
+    """As bitsandbytes stores them: a column of bytes in the place of O x K."""
+    tensors = {"model.embed_tokens.weight": torch.zeros(256, 64, dtype=torch.bfloat16)}
+    for name, (o, k) in BLOCK.items():
+        weight = f"model.layers.0.{name}.weight"
+        tensors[weight] = torch.zeros(o * k // 2, 1, dtype=torch.uint8)
+        tensors[f"{weight}.absmax"] = torch.zeros(o * k // 64)
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = CONFIG | {"head_dim": 16, "quantization_config": {"quant_method": "bnb"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for sparsity in ("8:16", "off"):
+        flags = ["--gpu", "L4", "--batch", "1", "--activation-sparsity", sparsity]
+        found = plan(capsys, tmp_path, *flags)
+        assert found["memory"]["kv_token"] == 2 * 2 * 16 * 2
+        assert found["memory"]["sequences"] > 0
+        kinds = {part["kind"] for part in found["steps"][0]["parts"]}
+        rest = {"head", "embeddings", "kv cache"}
+        assert kinds == {"qkv", "o", "gate_up", "down"} | rest
+    assert main(["plan", str(tmp_path), "--gpu", "L4"]) == 0
+    assert "KV cache, a token 128 B" in capsys.readouterr().out
