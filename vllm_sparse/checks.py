@@ -63,6 +63,13 @@ def refuse_unsupported(vllm_config: VllmConfig) -> None:
         ),
         "--kv-sharing-fast-prefill": vllm_config.cache_config.kv_sharing_fast_prefill,
     }
+    device = getattr(vllm_config.device_config, "device_type", None)
+    if device == "cuda" and vllm_config.model_config.enable_sleep_mode:
+        raise ConfigError(
+            "Activation sparsity does not work with --enable-sleep-mode on a GPU: its "
+            "counters are in memory that a sleeping engine gives back, and are read "
+            "all the time. Turn one off."
+        )
     for feature, used in hidden.items():
         if used:
             raise ConfigError(

@@ -72,11 +72,12 @@ def serve(arguments: Sequence[str]) -> int:
         return 2
     from vllm.logger import configure_logging_from_args
 
-    configure_logging_from_args(args)
-    command.validate(args)
-    command.cmd(args)
     from vllm_sparse.serving.ending import ENDING
 
+    configure_logging_from_args(args)
+    command.validate(args)
+    ENDING.always = True
+    command.cmd(args)
     if ENDING.died:
         sys.stderr.write(
             f"{PROGRAM}: error: the engine died, so the server ended. The reason is in "

@@ -11,6 +11,8 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.engine.protocol import EngineClient
 
 
@@ -18,16 +20,22 @@ class Ending:
     """What became of this process' engine.
 
     Attributes:
+        always: whether dense engines are watched too, as ``vllm-sparse serve`` does.
         died: whether it was dead before anybody asked it to end.
     """
 
     def __init__(self) -> None:
+        self.always = False
         self.died = False
 
-    def watch(self, engine: EngineClient) -> None:
+    def watch(self, engine: EngineClient, before: Callable[[], None]) -> None:
         """Note the engine's state when it is asked to end, and then end its streams.
 
         Call it in the event loop of the server.
+
+        Args:
+            engine: to watch.
+            before: called in that loop when the engine is asked to end.
         """
         loop = asyncio.get_running_loop()
         shutdown = engine.shutdown
@@ -38,13 +46,20 @@ class Ending:
             if not asked:  # the second time it is down because of the first
                 asked = True
                 self.died = bool(engine.errored)
+                _call(loop, before)
             try:
                 shutdown(*args, **options)
             finally:
-                with contextlib.suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(_end_streams, engine)
+                _call(loop, _end_streams, engine)
 
         engine.shutdown = ended
+
+
+def _call(
+    loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: Any
+) -> None:
+    with contextlib.suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(function, *args)
 
 
 # Of the server in this process.

@@ -95,14 +95,26 @@ class SparsityEndpoint:
         """Connect to the engine and start polling, if it is sparse."""
         if engine_client is None:
             return
-        ENDING.watch(engine_client)
         poller = StatsPoller(engine_client, POLL_SECONDS)
         state.sparsity_poller = poller
-        stats = await poller.fetch()
+        stats = None
+        try:
+            stats = await poller.fetch()
+            dense = stats is None
+        except Exception as error:
+            # A server must not fail for its statistics: they are asked for again.
+            logger.warning("vllm-sparse: no statistics yet: %r", error)
+            dense = False
+        # Where sparsity is off, plain vLLM stays as it is.
+        if ENDING.always or not dense:
+            ENDING.watch(engine_client, poller.stop)
         parallel = engine_client.vllm_config.parallel_config
         # Of several API servers only the first counts, or tokens would count twice.
-        if stats is None or parallel._api_process_rank > 0:
-            return
-        metrics = SparsityMetrics()
-        metrics.set_build_info(__version__, vllm.__version__, stats)
-        poller.start(metrics)
+        if not dense and parallel._api_process_rank == 0:
+            poller.start(_make_metrics, stats)
+
+
+def _make_metrics(stats: RankStats) -> SparsityMetrics:
+    metrics = SparsityMetrics()
+    metrics.set_build_info(__version__, vllm.__version__, stats)
+    return metrics

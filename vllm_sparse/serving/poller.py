@@ -12,13 +12,19 @@ from vllm_sparse.serving.aggregate import merge_engines, merge_ranks
 from vllm_sparse.stats import STATS_METHOD, RankStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.engine.protocol import EngineClient
 
     from vllm_sparse.serving.metrics import SparsityMetrics
 
 logger = init_logger("vllm." + __name__)
 
+# How long a caller waits for an answer.
 TIMEOUT_SECONDS = 10.0
+# A step cannot be interrupted, and a long prompt on a CPU takes its time: a question
+# stands that long before it counts as not answered.
+PATIENCE_SECONDS = 60.0
 # While the engine does not answer, the interval doubles; this many times at most.
 MOST_DOUBLINGS = 3
 
@@ -39,6 +45,7 @@ class StatsPoller:
         self._task: asyncio.Task[None] | None = None
         self._asked = -1.0
         self._latest: RankStats | None = None
+        self._question: asyncio.Future[RankStats | None] | None = None
 
     async def fetch(self) -> RankStats | None:
         """Return the engine's current statistics; None if it runs dense.
@@ -51,18 +58,24 @@ class StatsPoller:
         """
         arrived = time.monotonic()
         async with self._lock:
-            if self._asked >= arrived:
+            if self._asked >= arrived and self._question is None:
                 return self._latest
-            self._asked = time.monotonic()
-            question = asyncio.ensure_future(self._ask())
-            try:
-                # Not wait_for: before Python 3.12 it can lose a cancellation.
-                done, _ = await asyncio.wait({question}, timeout=TIMEOUT_SECONDS)
-            finally:
-                question.cancel()
+            if self._question is None:
+                self._asked = time.monotonic()
+                self._question = asyncio.ensure_future(self._ask())
+            question = self._question
+            # Not wait_for: before Python 3.12 it can lose a cancellation.
+            done, _ = await asyncio.wait({question}, timeout=TIMEOUT_SECONDS)
+            waited = time.monotonic() - self._asked
+            if not done and waited < PATIENCE_SECONDS:
+                # The engine would have to answer another question as well.
+                raise TimeoutError(f"no answer in {waited:.0f} s")
+            self._question, asked, self._asked = None, self._asked, -1.0
             if not done:
-                raise TimeoutError(f"no answer in {TIMEOUT_SECONDS} s")
+                question.cancel()
+                raise TimeoutError(f"no answer in {waited:.0f} s")
             self._latest = question.result()
+            self._asked = asked  # only an answer is shared
             return self._latest
 
     async def _ask(self) -> RankStats | None:
@@ -92,25 +105,48 @@ class StatsPoller:
         )
         return found
 
-    def start(self, metrics: SparsityMetrics) -> None:
-        """Keep ``metrics`` current until the server's event loop ends."""
-        self._metrics = metrics
-        self._task = asyncio.create_task(self._run(metrics), name="vllm-sparse-poller")
+    def start(
+        self,
+        make: Callable[[RankStats], SparsityMetrics],
+        first: RankStats | None = None,
+    ) -> None:
+        """Keep metrics current until the server's event loop ends, or :meth:`stop`.
 
-    async def _run(self, metrics: SparsityMetrics) -> None:
+        Args:
+            make: makes them from the first answer; an engine that turns out to run
+                dense has none.
+            first: this answer, if it is there.
+        """
+        if first is not None:
+            self._metrics = make(first)
+        self._task = asyncio.create_task(self._run(make), name="vllm-sparse-poller")
+
+    def stop(self) -> None:
+        """Ask no more: the engine is about to end."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self, make: Callable[[RankStats], SparsityMetrics]) -> None:
         failures = 0
         while True:
-            # An engine that drains or dies is not pressed: it logs every question.
-            await asyncio.sleep(self._interval * 2 ** min(failures, MOST_DOUBLINGS))
             try:
-                await self.fetch()
+                stats = await self.fetch()
+                if self._metrics is None:
+                    if stats is None:
+                        return
+                    self._metrics = make(stats)
+                    continue  # and count
             except asyncio.CancelledError:
                 raise
             except Exception as error:
                 # The server must go on; the metric and one log line tell.
-                metrics.poll_failed()
-                if not failures:
-                    logger.warning("vllm-sparse: statistics poll failed: %r", error)
-                failures += 1
+                if self._question is None:  # else a long step: the question stands
+                    if self._metrics is not None:
+                        self._metrics.poll_failed()
+                    if not failures:
+                        logger.warning("vllm-sparse: statistics poll failed: %r", error)
+                    failures += 1
             else:
                 failures = 0
+            # An engine that drains or dies is not pressed: it logs every question.
+            await asyncio.sleep(self._interval * 2 ** min(failures, MOST_DOUBLINGS))

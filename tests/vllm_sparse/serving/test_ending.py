@@ -30,7 +30,7 @@ def test_only_an_engine_that_was_dead_before_has_died(errored):
     engine, ending = Engine(errored=errored), Ending()
 
     async def serve():
-        ending.watch(engine)
+        ending.watch(engine, lambda: engine.told.append("before"))
         # As on SIGTERM: in another thread first, then once more when vLLM cleans up.
         await asyncio.to_thread(engine.shutdown, timeout=3)
         engine.shutdown()
@@ -39,14 +39,14 @@ def test_only_an_engine_that_was_dead_before_has_died(errored):
     asyncio.run(serve())
     assert ending.died is errored
     assert engine.calls == [3, None]
-    assert engine.told == ["EngineDeadError", "EngineDeadError"]
+    assert engine.told == ["before", "EngineDeadError", "EngineDeadError"]
 
 
 def test_a_closed_loop_has_no_streams():
     engine, ending = Engine(errored=False), Ending()
 
     async def serve():
-        ending.watch(engine)
+        ending.watch(engine, lambda: engine.told.append("before"))
 
     asyncio.run(serve())
     engine.shutdown(timeout=0)

@@ -161,6 +161,37 @@ def test_others_answer_but_do_not_count(app, fakes, made, case):
     assert answer["active"] is (case != "dense")
 
 
+def test_a_server_starts_without_statistics(app, fakes, made, metrics):
+    """Another server's long prompt may keep the engine busy; a dense engine too."""
+    engine = fakes.engine(TimeoutError("no answer in 10 s"))
+
+    async def scenario():
+        await SparsityEndpoint().init_state(engine, app.state, argparse.Namespace())
+        assert made == []
+        engine.answers = [fakes.stats(fakes.layer())]
+        poller = app.state.sparsity_poller
+        poller._interval = 0.001
+        while not made:
+            await asyncio.sleep(0.001)
+        poller.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
+    assert metrics.value("layers", kind="up", pattern="8:16", backend="reference") == 1
+
+
+@pytest.mark.parametrize(
+    ("answers", "always", "watched"),
+    [("dense", False, False), ("dense", True, True), ("sparse", False, True)],
+)
+def test_a_dense_engine_ends_as_vllm_ends_it(
+    app, fakes, made, monkeypatch, answers, always, watched
+):
+    monkeypatch.setattr(endpoint.ENDING, "always", always)
+    engine = fakes.engine([None if answers == "dense" else fakes.stats(fakes.layer())])
+    init(app, engine)
+    assert ("shutdown" in vars(engine)) is watched
+
+
 def test_a_render_server_has_no_engine(app, made):
     assert init(app, None) == (None, False)
     assert TestClient(app).get("/sparsity").status_code == 503

@@ -50,7 +50,7 @@ def test_metrics_follow_the_engine(fakes, metrics):
     async def scenario():
         engine = fakes.engine([fakes.stats(fakes.layer(elements=100))])
         poller = StatsPoller(engine, 0.001)
-        poller.start(metrics.objects)
+        poller.start(lambda stats: metrics.objects)
         await until(lambda: metrics.value("elements_total", kind="up") == 100)
         engine.answers = [fakes.stats(fakes.layer(elements=250))]
         await until(lambda: metrics.value("elements_total", kind="up") == 250)
@@ -63,7 +63,7 @@ def test_metrics_follow_the_engine(fakes, metrics):
 def test_fetch_on_request_also_advances_the_metrics(fakes, metrics):
     async def scenario():
         poller = StatsPoller(fakes.engine([fakes.stats(fakes.layer())]), 60.0)
-        poller.start(metrics.objects)
+        poller.start(lambda stats: metrics.objects, fakes.stats())
         await poller.fetch()
         poller._task.cancel()
 
@@ -80,7 +80,7 @@ def test_errors_are_counted_logged_once_and_survived(fakes, metrics, monkeypatch
     async def scenario():
         engine = fakes.engine(ConnectionError("engine is gone"))
         poller = StatsPoller(engine, 0.001)
-        poller.start(metrics.objects)
+        poller.start(lambda stats: metrics.objects, fakes.stats())
         await until(lambda: metrics.value("poll_errors_total") >= 3)
         assert len(warnings) == 1
         engine.answers = [fakes.stats(fakes.layer())]
@@ -101,12 +101,13 @@ def test_errors_are_counted_logged_once_and_survived(fakes, metrics, monkeypatch
     ]
 
 
-def test_it_ends_when_cancelled(fakes, metrics):
+def test_it_ends_when_stopped(fakes, metrics):
     async def scenario():
-        poller = StatsPoller(fakes.engine([None]), 0.001)
-        poller.start(metrics.objects)
+        poller = StatsPoller(fakes.engine([fakes.stats(fakes.layer())]), 0.001)
+        poller.stop()  # it has not started
+        poller.start(lambda stats: metrics.objects)
         await until(lambda: len(poller._engine.methods) > 1)
-        poller._task.cancel()
+        poller.stop()
         with pytest.raises(asyncio.CancelledError):
             await poller._task
 
@@ -183,15 +184,96 @@ def test_an_engine_that_does_not_answer_is_asked_less_and_less(
 
     async def sleep(seconds):
         waited.append(seconds)
+        if len(waited) == 1:
+            engine.answers = ConnectionError("draining")
         if len(waited) == 5:
             engine.answers = [fakes.stats(fakes.layer())]
         if len(waited) == 7:
             raise asyncio.CancelledError
 
-    engine = fakes.engine(ConnectionError("draining"))
+    engine = fakes.engine([fakes.stats(fakes.layer())])
     poller = StatsPoller(engine, 2.0)
     monkeypatch.setattr(module.asyncio, "sleep", sleep)
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(poller._run(metrics.objects))
+        asyncio.run(poller._run(lambda stats: metrics.objects))
     assert waited == [2, 4, 8, 16, 16, 2, 2]
     assert metrics.value("poll_errors_total") == 4
+
+
+class Busy:
+    """Answer when told to, as an engine in a long step does."""
+
+    def __init__(self, stats):
+        self.stats, self.asked = stats, 0
+        self.free = asyncio.Event()
+
+    async def collective_rpc(self, method):
+        self.asked += 1
+        await self.free.wait()
+        return [self.stats]
+
+
+def test_a_long_step_is_no_error_and_is_asked_once(fakes, metrics, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.01)
+
+    async def scenario():
+        engine = Busy(fakes.stats(fakes.layer()))
+        poller = StatsPoller(engine, 0.001)
+        poller.start(lambda stats: metrics.objects)
+        for _ in range(3):
+            with pytest.raises(TimeoutError, match="no answer"):
+                await poller.fetch()
+        assert engine.asked == 1
+        engine.free.set()
+        await until(lambda: metrics.value("elements_total", kind="up") == 640)
+        poller.stop()
+
+    asyncio.run(scenario())
+    assert metrics.value("poll_errors_total") == 0
+
+
+def test_patience_ends(fakes, metrics, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.03)
+
+    async def scenario():
+        engine = Busy(fakes.stats(fakes.layer()))
+        poller = StatsPoller(engine, 0.001)
+        poller._metrics = metrics.objects
+        poller.start(lambda stats: metrics.objects)
+        await until(lambda: metrics.value("poll_errors_total") == 2)
+        assert engine.asked >= 2
+        poller.stop()
+
+    asyncio.run(scenario())
+
+
+def test_an_error_is_not_shared_as_an_answer(fakes):
+    class Fails:
+        asked = 0
+
+        async def collective_rpc(self, method):
+            self.asked += 1
+            await asyncio.sleep(0.01)
+            if self.asked == 1:
+                raise ConnectionError("once")
+            return [fakes.stats(fakes.layer())]
+
+    async def scenario():
+        poller = StatsPoller(Fails(), 60.0)
+        calls = [poller.fetch() for _ in range(3)]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, *others = asyncio.run(scenario())
+    assert isinstance(first, ConnectionError)
+    assert [x["rank"] for x in others] == [0, 0]
+
+
+def test_an_engine_that_turns_out_dense_is_left_alone(fakes):
+    async def scenario():
+        poller = StatsPoller(fakes.engine([None]), 0.001)
+        poller.start(lambda stats: pytest.fail("it has no metrics"))
+        await poller._task
+        assert len(poller._engine.methods) == 1
+
+    asyncio.run(scenario())
