@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pathspec
 import pytest
 from support.deployment import (
     DEPLOY,
@@ -40,6 +41,12 @@ def flags_file(name: str) -> Path:
 def default(value: str) -> str:
     """Return what a value is where .env sets nothing."""
     return re.sub(r"\$\{\w+:?-?([^}]*)\}", r"\1", value)
+
+
+def ignores(file: Path, path: str) -> bool:
+    """Say whether an ignore file covers a path."""
+    lines = file.read_text().splitlines()
+    return pathspec.GitIgnoreSpec.from_lines(lines).match_file(path)
 
 
 def test_the_file_follows_the_compose_specification():
@@ -100,24 +107,51 @@ def test_mounted_files_exist_and_cannot_be_changed(name):
             assert target.startswith("/")
 
 
+@every
+def test_read_only_services_get_secrets_and_configs_as_files(name):
+    """Others Compose copies into the container, which it then refuses to do."""
+    service = SERVICES[name]
+    for kind in ("secrets", "configs"):
+        for entry in service.get(kind, []):
+            source = entry if isinstance(entry, str) else entry["source"]
+            if service.get("read_only"):
+                assert COMPOSE[kind][source].keys() == {"file"}, source
+
+
+def test_the_documentation_writes_every_secret_readable_in_its_container():
+    text = (ROOT / "docs" / "deployment.md").read_text()
+    for secret in COMPOSE["secrets"].values():
+        file = secret["file"].removeprefix("./")
+        assert f"> {file} && chmod 444 {file}\n" in text
+
+
+def test_a_cpu_server_sees_no_more_cores_than_it_may_use():
+    """vLLM counts the cores it sees; a quota of CPU time hides none of them."""
+    service = SERVICES["server-cpu"]
+    assert default(service["cpuset"]) == "0-3"
+    assert "cpus" not in service
+    assert "cpus" not in service["deploy"]["resources"]["limits"]
+
+
 def test_the_example_environment_names_every_variable_and_no_other():
     example = (FOLDER / ".env.example").read_text()
     listed = set(re.findall(r"^(?:# )?([A-Z_]+)=", example, re.MULTILINE))
-    used = set(re.findall(r"\$\{([A-Z_]+)", TEXT)) | {
-        secret["environment"] for secret in COMPOSE["secrets"].values()
-    }
-    assert listed == used
+    assert listed == set(re.findall(r"\$\{([A-Z_]+)", TEXT))
 
 
 def test_no_secret_has_a_value():
     example = (FOLDER / ".env.example").read_text()
-    for name in ("VLLM_API_KEY", "HF_TOKEN", "GRAFANA_PASSWORD"):
+    for name in ("VLLM_API_KEY", "HF_TOKEN"):
         assert re.search(rf"^{name}=$", example, re.MULTILINE)
     for name in SERVERS:
         environment = SERVICES[name]["environment"]
         assert environment["VLLM_API_KEY"] == "${VLLM_API_KEY-}"
         assert environment["HF_TOKEN"] == "${HF_TOKEN-}"
-    assert ".env" in (FOLDER / ".gitignore").read_text().split()
+    files = {secret["file"] for secret in COMPOSE["secrets"].values()}
+    for file in {".env"} | files:
+        name = file.removeprefix("./")
+        assert ignores(FOLDER / ".gitignore", name)
+        assert ignores(ROOT / ".dockerignore", f"deploy/compose/{name}")
     grafana = SERVICES["grafana"]["environment"]
     assert not any("PASSWORD" in key for key in grafana if not key.endswith("__FILE"))
 

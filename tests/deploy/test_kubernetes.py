@@ -6,6 +6,7 @@ import os
 import runpy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -156,6 +157,31 @@ def test_no_manifest_holds_a_secret(overlay):
     # Without its Secret a server does not start, rather than start without a key.
     reference = by_name["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]
     assert not reference.get("optional", False)
+
+
+def test_a_cpu_server_has_as_many_threads_as_cpus(monkeypatch):
+    """vLLM's own count is one for each core of the node, whatever the limit is."""
+    from vllm.utils.ompmultiprocessing import OMPProcessManager
+
+    entries = {entry["name"]: entry for entry in server("cpu")["env"]}
+    count = entries["OMP_NUM_THREADS"]["valueFrom"]["resourceFieldRef"]
+    assert count["resource"] == "limits.cpu"
+    resources = server("cpu")["resources"]
+    # Whole and equal: what the static policy of the CPU manager asks for.
+    assert resources["limits"] == resources["requests"]
+    assert str(int(resources["limits"]["cpu"])) == resources["limits"]["cpu"]
+    # And vLLM leaves both variables as they are for its workers.
+    bind = entries["VLLM_CPU_OMP_THREADS_BIND"]["value"]
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", bind)
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    monkeypatch.delenv("GOMP_CPU_AFFINITY", raising=False)
+    parallel = SimpleNamespace(
+        local_world_size=1, data_parallel_rank_local=None, _api_process_count=1
+    )
+    config = SimpleNamespace(parallel_config=parallel, kv_transfer_config=None)
+    before = dict(os.environ)
+    with OMPProcessManager(config).configure_omp_envs(0, 0):
+        assert dict(os.environ) == before
 
 
 @overlays
