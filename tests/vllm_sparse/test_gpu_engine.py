@@ -80,7 +80,9 @@ def test_tokens_and_counts_are_those_of_vllms_products(runs, phase):
     for a, b in zip(layers(ours), layers(stock), strict=True):
         assert (a["elements"], a["nonzeros"]) == (b["elements"], b["nonzeros"]), a
     assert all(x["ways"]["1"] == "gather 2.00x" for x in layers(ours))
-    assert all(x["calls"] == {} for x in layers(ours))
+    # One step for the prompts, which have more tokens than gathering is for.
+    calls = [x["calls"] for x in layers(ours)]
+    assert all(x["gather"] == 3 and sum(x.values()) == 4 for x in calls), calls
 
 
 @pytest.mark.parametrize("name", ["fast", "lora", "compiled"])

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from vllm.logger import init_logger
 from vllm.model_executor.layers.linear import LinearMethodBase
 
@@ -237,11 +238,14 @@ class GpuLinearMethod(LinearMethodBase):
         return result
 
     def dense(
-        self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None
+        self, layer: Any, x: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         """Return the product without sparsity, ``[T, O]``."""
-        result: torch.Tensor = self.inner.apply(layer, x, bias)
-        return result
+        if self._linear is None:
+            result: torch.Tensor = self.inner.apply(layer, x, bias)
+            return result
+        # As dense steps do: the weight is ours.
+        return F.linear(x, layer.weight, bias)
 
     def dequantize_weight(self, layer: torch.nn.Module) -> torch.Tensor:
         """Forward to the inner method."""
