@@ -103,15 +103,21 @@ def copy_model(source: Path, target: Path, *, label: str) -> None:
     be quicker than copies, but a later write through one name would change both.
 
     Raises:
-        InputError: if a link leads elsewhere: a model of others must not bring private
-            files into the copy.
+        InputError: if a link leads elsewhere, or to a folder: a model of others must
+            not bring private files into the copy, or itself again and again.
     """
-    files = [path for path in source.rglob("*") if path.is_file()]
+    paths = list(source.rglob("*"))
     try:
-        for path in files:
+        for path in paths:
             check_link(source, path)
+            if path.is_symlink() and path.is_dir():
+                raise ValueError(
+                    f"{path} is a link to a folder. Expected files, links to files and "
+                    "folders: replace the link by what it points to."
+                )
     except ValueError as error:
         raise InputError(f"Model folder {source}: {error}") from None
+    files = [path for path in paths if path.is_file()]
     total = sum(path.stat().st_size for path in files)
     # disable=None: no bar where nobody watches (not a terminal).
     with tqdm(

@@ -1,4 +1,4 @@
-"""A file that another file names: only one in the same folder."""
+"""Files of a model folder: what may be named, what may be read, what may be copied."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ def is_plain(name: str) -> bool:
 
 
 def beside(folder: Path, name: str) -> Path:
-    """Return ``folder / name``, which need not exist.
+    """Return ``folder / name``, to be read; it need not exist.
+
+    It may be a symbolic link to anywhere: shared stores and the Hub cache have such
+    folders, and who can make a link there can as well put a file there.
 
     Args:
         folder: a model folder.
         name: as a file of that folder gives it.
 
     Raises:
-        ValueError: if the name has directories, or is a symbolic link that leads out of
-            the folder.
+        ValueError: if the name has directories, or is one of a folder, pipe or device,
+            or of a link that leads nowhere.
     """
     if not is_plain(name):
         raise ValueError(
@@ -31,13 +34,24 @@ def beside(folder: Path, name: str) -> Path:
             "a file in the same folder, without directories."
         )
     path = folder / name
-    check_link(folder, path)
+    try:
+        missing, plain = not path.exists(), path.is_file()
+    except OSError as error:  # such as a folder that this user may not enter
+        raise ValueError(f"{printable(path)} cannot be read ({error}).") from None
+    if missing and path.is_symlink():
+        raise ValueError(
+            f"{printable(path)} is a link that leads nowhere. Expected a file, or a "
+            "link to one: mount what it points to, or copy the folder again."
+        )
+    if not (missing or plain):  # opening a pipe would wait
+        raise ValueError(f"{printable(path)} is no file. Expected a plain file.")
     return path
 
 
 def check_link(folder: Path, path: Path) -> None:
-    """Refuse a symbolic link that leads out of a model folder.
+    """Refuse to copy what a symbolic link out of a model folder points to.
 
+    A folder of others must not bring private files into an output that is published.
     The Hugging Face cache, whose snapshots are links to the blobs of the repository, is
     one folder in this sense.
 
@@ -59,5 +73,6 @@ def check_link(folder: Path, path: Path) -> None:
     if not any(real.is_relative_to(place) for place in places):
         raise ValueError(
             f"{printable(path)} is a link to {printable(real)}, outside the folder. "
-            "Expected a file in the folder: replace the link by a copy."
+            "Expected a file in the folder, because it is copied into the output: "
+            "replace the link by what it points to (cp -rL copies a folder so)."
         )

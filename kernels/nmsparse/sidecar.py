@@ -54,14 +54,13 @@ def read_sidecar(folder: Path) -> SparsityConfig | None:
     """Read the sidecar of a model folder; None if it has none.
 
     Raises:
-        ConfigError: if there is one and it cannot be used, or if it is a link that
-            leads out of the folder.
+        ConfigError: if there is one and it cannot be used, or if it is no file.
     """
     try:
         path = beside(folder, SIDECAR_NAME)
     except ValueError as error:
         raise ConfigError(f"Sparsity config: {error}") from None
-    return read_config(path) if path.is_file() else None
+    return read_config(path) if path.exists() else None
 
 
 def write_sidecar(folder: Path, config: SparsityConfig) -> Path:

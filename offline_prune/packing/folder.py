@@ -99,17 +99,24 @@ class ModelFolder:
     def others(self) -> list[Path]:
         """Return the files that are copied as they are, relative to the folder.
 
+        Weight files may be links to anywhere: they are read, and written anew.
+
         Raises:
-            InputError: if one is a link that leads out of the folder: a model of others
-                must not bring private files into a copy that is published.
+            InputError: if another file is a link that leads out of the folder: a model
+                of others must not bring private files into a copy that is published.
         """
-        ours = {CONFIG_NAME, INDEX_NAME, *self.shards}
-        paths = [path for path in sorted(self.path.rglob("*")) if path.is_file()]
+        found = self.names()
         try:
-            for path in paths:
-                check_link(self.path, path)
+            for name in (*found, Path(CONFIG_NAME), Path(INDEX_NAME)):
+                check_link(self.path, self.path / name)
         except ValueError as error:
             raise InputError(f"Model folder {self.path}: {error}") from None
+        return found
+
+    def names(self) -> list[Path]:
+        """Return all files but config, index and weights, relative to the folder."""
+        ours = {CONFIG_NAME, INDEX_NAME, *self.shards}
+        paths = (path for path in sorted(self.path.rglob("*")) if path.is_file())
         relative = (path.relative_to(self.path) for path in paths)
         return [path for path in relative if str(path) not in ours]
 

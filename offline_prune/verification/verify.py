@@ -119,7 +119,7 @@ def _manifest(model: ModelFolder) -> PackedManifest | None:
 
 def _rewritten(model: ModelFolder, results: Results) -> Iterator[str]:
     """Yield the recorded files that packing does not copy as they are."""
-    copied = {str(path) for path in model.others()}
+    copied = {str(path) for path in model.names()}
     for name in results.files:
         if (model.path / name).is_file() and name not in copied:
             yield name

@@ -226,7 +226,7 @@ def test_a_damaged_index_is_an_error_of_ours(tmp_path, content):
 def test_a_weight_file_that_is_a_pipe_is_refused_not_waited_for(tmp_path):
     folder = packed(tmp_path, {"weight_map": {"x": "pipe"}})
     os.mkfifo(folder / "pipe")
-    with pytest.raises(PackedFormatError, match="it is no file"):
+    with pytest.raises(PackedFormatError, match="is no file"):
         read_headers(folder)
 
 
@@ -244,28 +244,39 @@ def test_control_characters_of_a_module_name_stay_out_of_the_log():
         PackedManifest.parse({**data, "modules": {name: [1, 1]}}, source="x")
 
 
-def test_links_lead_nowhere_else(tmp_path):
+def test_names_stay_in_the_folder_and_are_those_of_files(tmp_path):
     folder = tmp_path / "model"
-    folder.mkdir()
-    secret = tmp_path / "secret"
-    secret.write_text("{}")
-    (folder / "link").symlink_to(secret)
+    (folder / "sub").mkdir(parents=True)
+    os.mkfifo(folder / "pipe")
+    (folder / "device").symlink_to("/dev/zero")
     (folder / "circle").symlink_to(folder / "circle")
+    (folder / "dangling").symlink_to(tmp_path / "gone")
     (folder / "real").write_text("{}")
     (folder / "inside").symlink_to("real")
-    assert beside(folder, "inside") == folder / "inside"
-    with pytest.raises(ValueError, match="outside the folder"):
-        beside(folder, "link")
+    for name in ("real", "inside", "missing"):
+        assert beside(folder, name) == folder / name
+    for name in ("sub", "pipe", "device"):
+        with pytest.raises(ValueError, match="is no file"):
+            beside(folder, name)
+    for name in ("circle", "dangling"):
+        with pytest.raises(ValueError, match=r"leads nowhere.*copy the folder again"):
+            beside(folder, name)
     for name in ("", ".", "..", "a/b", "a\\b", "a\0b", "\u202ex", "x" * 300):
         with pytest.raises(ValueError, match="without directories"):
             beside(folder, name)
-    (folder / SIDECAR_NAME).symlink_to(secret)
-    with pytest.raises(ConfigError, match="outside the folder"):
-        read_sidecar(folder)
-    with pytest.raises(ConfigError, match="outside the folder"):
-        read_parameters(folder, ParametersFile(file="link", sha256="0" * 64))
-    with pytest.raises(ConfigError, match="no file"):
-        read_parameters(tmp_path, ParametersFile(file="model", sha256="0" * 64))
+    with pytest.raises(ConfigError, match="is no file"):
+        read_parameters(folder, ParametersFile(file="sub", sha256="0" * 64))
+    with pytest.raises(ConfigError, match=r"cannot be read.*too long"):
+        read_sidecar(tmp_path / ("x" * 5000))
+
+
+@pytest.mark.parametrize(
+    ("target", "message"), [("/dev/zero", "is no file"), ("gone", "leads nowhere")]
+)
+def test_a_sidecar_that_cannot_be_read_is_not_overlooked(tmp_path, target, message):
+    (tmp_path / SIDECAR_NAME).symlink_to(target)
+    with pytest.raises(ConfigError, match=message):
+        read_sidecar(tmp_path)
 
 
 def test_the_hub_cache_is_one_folder(tmp_path):
@@ -279,7 +290,7 @@ def test_the_hub_cache_is_one_folder(tmp_path):
     (tmp_path / "models--c--d").mkdir()
     (tmp_path / "models--c--d" / "x").write_text("")
     (snapshot / "x").symlink_to(tmp_path / "models--c--d" / "x")
-    with pytest.raises(ValueError, match="outside"):
+    with pytest.raises(ValueError, match=r"outside.*replace the link"):
         check_link(snapshot, snapshot / "x")
 
 

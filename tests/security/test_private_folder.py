@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import tempfile
 
 import pytest
 
-from nmsparse.native import private
+from nmsparse.native import build, isa, private
+from nmsparse.native.compiler import BuildError, Compiler
 from nmsparse.native.private import make_private, not_ours
 from vllm_sparse import table
 
@@ -36,6 +39,80 @@ def test_a_folder_others_could_write_to_is_closed_and_emptied(
     assert mode(tmp_path) == 0o700
     assert list(tmp_path.iterdir()) == []
     assert "others could write" in caplog.text
+
+
+def test_a_folder_that_cannot_be_closed_is_refused_and_left_as_it_is(
+    tmp_path, monkeypatch
+):
+    # As on a mount that ignores chmod: other processes may be at work here.
+    folder = tmp_path / "vllm-sparse" / "native"
+    folder.mkdir(parents=True)
+    (folder / "theirs.lock").touch()
+    folder.chmod(0o777)
+    monkeypatch.setattr(private.Path, "chmod", lambda *_: None)
+    for _ in range(2):
+        with pytest.raises(PermissionError, match="ignores chmod"):
+            make_private(folder)
+    assert [path.name for path in folder.iterdir()] == ["theirs.lock"]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    compiler = Compiler(("c++",), "c++ 1")
+    with pytest.raises(BuildError, match=r"ignores chmod.*set XDG_CACHE_HOME"):
+        build.cached(isa.supported()[0], compiler=compiler)
+
+
+def test_a_process_killed_while_it_empties_leaves_no_trusted_file(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "planted.so").write_bytes(b"\x7fELF")
+    tmp_path.chmod(0o770)
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(private.Path, "unlink", killed)
+        with pytest.raises(KeyboardInterrupt):
+            make_private(tmp_path)
+    assert mode(tmp_path) == 0o700, "closed already"
+    assert (tmp_path / "planted.so").exists()
+    make_private(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "ours.so").write_bytes(b"x")
+    make_private(tmp_path)
+    assert (tmp_path / "ours.so").exists()
+
+
+def test_of_processes_that_start_together_one_empties_the_folder(tmp_path):
+    # Each compiles at once after it found the folder private: what it made must stay.
+    code = (
+        "import sys; from pathlib import Path; from nmsparse.native.private import *\n"
+        "folder = Path(sys.argv[1]); sys.stdin.read(1); make_private(folder)\n"
+        "assert not (folder / 'planted0.so').exists()\n"
+        "(folder / f'ours{sys.argv[2]}').touch()\n"
+    )
+    for number in range(300):
+        (tmp_path / f"planted{number}.so").touch()
+    tmp_path.chmod(0o770)
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    started = [
+        subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE)
+        for number in range(4)
+    ]
+    for process in started:
+        process.stdin.close()
+    assert [process.wait(60) for process in started] == [0] * 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"ours{number}" for number in range(4)
+    ]
+
+
+def test_a_folder_that_stays_locked_is_refused(tmp_path, monkeypatch):
+    tmp_path.chmod(0o770)
+    monkeypatch.setattr(private, "_LOCK_S", 0.1)
+    with private._locked(tmp_path), pytest.raises(TimeoutError, match="is locked"):
+        make_private(tmp_path)
+    make_private(tmp_path)
+    assert mode(tmp_path) == 0o700
 
 
 def test_a_private_folder_keeps_its_content(tmp_path):

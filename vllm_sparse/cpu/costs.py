@@ -103,23 +103,27 @@ class Ledger:
 
     def __init__(self) -> None:
         self.outcomes: dict[tuple[int, bool | None], Outcome] = {}
-        # Those of other weights or tables.
-        self._earlier: list[Outcome] = []
+        # What was done with other weights or tables: sums, because a model whose
+        # weights are loaded again and again must not grow.
+        self._earlier = Work()
 
     def forget(self) -> None:
         """Choose anew, and keep what was counted."""
-        self._earlier += [x for x in self.outcomes.values() if x.calls]
+        for outcome in self.outcomes.values():
+            outcome.add_to(self._earlier)
         self.outcomes.clear()
 
     def work(self) -> Work:
         """Return what was done."""
-        work = Work()
-        for outcome in (*self._earlier, *self.outcomes.values()):
+        past = self._earlier
+        calls, fallbacks = past.calls.copy(), past.fallbacks.copy()
+        work = Work(calls, fallbacks, past.read, past.skipped)
+        for outcome in self.outcomes.values():
             outcome.add_to(work)
         return work
 
     def reset(self) -> None:
         """Count from zero again."""
-        self._earlier.clear()
+        self._earlier = Work()
         for outcome in self.outcomes.values():
             outcome.calls = outcome.rows = 0

@@ -129,8 +129,8 @@ def cached(isa: Isa, *, compiler: Compiler, sanitize: bool = False) -> Path:
             raise
         raise BuildError(
             f"CPU kernels ({isa.name}): the cache of compiled kernels cannot be used "
-            f"({error}). Expected a folder of this user that can be written: set "
-            "XDG_CACHE_HOME."
+            f"({error}). Expected a folder that this user can write to, and nobody "
+            "else: set XDG_CACHE_HOME to another one."
         ) from error
 
 

@@ -94,8 +94,6 @@ def read_parameters(
 
     try:
         path = beside(folder, file.file)
-        if path.exists() and not path.is_file():
-            raise ValueError("it is no file")
         digest = _sha256(path)
     except FileNotFoundError:
         raise ConfigError(

@@ -27,6 +27,7 @@ from vllm_sparse.phases import (
 )
 from vllm_sparse.table import TOKENS
 from vllm_sparse.treatment.layer import make_treatment
+from vllm_sparse.work import Outcome, Work
 
 K, OUT, SLOTS = 64, 96, 24
 BOTH = 0
@@ -511,3 +512,26 @@ def test_counts_outlive_tables_and_weights_until_they_are_reset():
     linear.reset()
     assert linear.work().read == linear.work().skipped == 0
     assert not linear.calls
+
+
+def test_a_layer_does_not_grow_when_its_weights_are_loaded_again_and_again():
+    linear, _, phases = make(phase=DECODE, always=True)
+
+    def reload(times):
+        for _ in range(times):
+            for tokens in ("d", "dp", "pp"):
+                step(phases, tokens)
+                linear.run(random(len(tokens), K), None, counters())
+            linear.set_weights(linear.weights, None)
+        gc.collect()
+        return sum(type(x) in (Outcome, Work) for x in gc.get_objects())
+
+    few = reload(2)
+    once = linear.work()
+    assert reload(200) == few + 1, "that is `once`"
+    work = linear.work()
+    assert work.calls == {way: 101 * n for way, n in once.calls.items()}
+    assert work.fallbacks == {why: 101 * n for why, n in once.fallbacks.items()}
+    assert (work.read, work.skipped) == (101 * once.read, 101 * once.skipped)
+    work.add(1, dense=1, read=1, way="x", reason="y")
+    assert linear.work() != work, "what is returned is a copy"

@@ -88,12 +88,15 @@ def test_repacking_keeps_the_tensors():
     weight = sparsify(random(OUT, K), NMPattern(2, 4))
     packed = PackedWeight.pack(weight)
     places = [t.data_ptr() for t in (packed.bits, packed.values, packed.offsets)]
+    size = packed.nbytes
     other = sparsify(random(OUT, K, seed=1), NMPattern(2, 4))
     # Fewer non-zeros, by more than what pads the values: the rest is zero.
     other[:6] = 0
     repack(packed, other.t().contiguous().t())
     found = [t.data_ptr() for t in (packed.bits, packed.values, packed.offsets)]
     assert found == places
+    # Calls before count the bytes of this copy too: they must not become others.
+    assert packed.nbytes == size
     assert torch.equal(packed.unpack(), other)
     assert not packed.values[int(packed.offsets[-1]) :].any()
     with pytest.raises(RuntimeError, match=r"has 960 non-zeros.*holds 480.*--sparse-w"):
