@@ -162,3 +162,21 @@ def test_the_hub_gives_headers_alone(tmp_path, monkeypatch, ask):
 def test_encoders_are_refused(small, ask):
     with pytest.raises(ConfigError, match="has an encoder and a decoder"):
         make_plan(small(is_encoder_decoder=True), ask())
+
+
+def test_weights_may_be_links_to_another_folder(tmp_path, ask):
+    config = SMALL | {"head_dim": 16}
+    folder, other = write(tmp_path / "m", **config), tmp_path / "elsewhere"
+    other.mkdir()
+    names = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
+    files = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    place = {name: files[name.endswith("v_proj.weight")] for name in names}
+    for file in files:
+        held = {x: torch.zeros(32, 64) for x in names if place[x] == file}
+        save_file(held, other / file)
+        (folder / file).symlink_to(other / file)
+    whole = make_plan(read_model(str(folder)), ask())
+    assert whole.memory.weights == 3 * 2 * 32 * 64
+    index = {"metadata": {}, "weight_map": place}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert make_plan(read_model(str(folder)), ask()) == whole
