@@ -22,7 +22,7 @@ from nmsparse.native.library import NativeUnavailable, load, status
 
 STAND_IN = """
 #define NMS_API extern "C" __attribute__((visibility("default")))
-NMS_API int nms_abi_version(void) { return 2; }
+NMS_API int nms_abi_version(void) { return 3; }
 NMS_API const char* nms_isa(void) {
 #if defined(__AVX512BF16__)
   return "avx512bf16";
@@ -250,7 +250,7 @@ def test_sanitized_kernels_need_their_runtime(native, monkeypatch):
 @needs_compiler
 @pytest.mark.parametrize(
     ("found", "instead"),
-    [("return 2;", "return 3;"), ('return "', 'return "other'), ("int nms_a", "int a")],
+    [("return 3;", "return 4;"), ('return "', 'return "other'), ("int nms_a", "int a")],
 )
 def test_object_of_another_interface_is_refused(native, found, instead):
     (build.CSRC / build.UNIT).write_text(STAND_IN.replace(found, instead))
