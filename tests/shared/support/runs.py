@@ -65,7 +65,7 @@ def run_engine_expecting_failure(job: dict[str, Any]) -> str:
         input=json.dumps([job]),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert process.returncode != 0

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 from openai import OpenAI
 
-READY_SECONDS = 300
+READY_SECONDS = 600
 
 
 @dataclass(frozen=True)
