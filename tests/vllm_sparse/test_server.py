@@ -14,7 +14,7 @@ import openai
 import pytest
 import torch
 from support import tiny
-from support.server import serve
+from support.server import eventually, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nmsparse.parameters import read_parameters
@@ -52,14 +52,6 @@ def _families(server):
     return set(re.findall(r"^# TYPE (.*)$", server.get("/metrics").text, re.MULTILINE))
 
 
-def _eventually(check, seconds=15.0):
-    """Metrics follow the engine within a poll interval."""
-    deadline = time.monotonic() + seconds
-    while not check() and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert check()
-
-
 def test_start_up_is_not_counted(server):
     """First in this file: nobody has asked for anything yet."""
     report = server.get("/sparsity").json()
@@ -68,7 +60,7 @@ def test_start_up_is_not_counted(server):
         counted = ("elements", "nonzeros", "bytes_read", "bytes_skipped")
         assert [layer[name] for name in counted] == [0] * 4
         assert layer["calls"] == layer["fallbacks"] == {}
-    _eventually(lambda: server.metric("vllm_sparse_last_poll_timestamp_seconds") > 0)
+    eventually(lambda: server.metric("vllm_sparse_last_poll_timestamp_seconds") > 0)
     for name in ("elements", "linear_calls", "weight_bytes_read", "fallback_calls"):
         assert server.metric(f"vllm_sparse_{name}_total") == 0
 
@@ -87,7 +79,7 @@ def test_counts_every_token_once(server):
     layers = 2
     name = "vllm_sparse_linear_tokens_total"
     for kind in ("qkv", "o", "gate_up", "down"):
-        _eventually(
+        eventually(
             lambda kind=kind: (
                 server.metric(name, kind=kind, backend="cpu", phase="decode")
                 == layers * after["decode"]
@@ -123,7 +115,7 @@ def test_bytes_of_both_ranks(server):
                 x[f"bytes_{field}"] for x in report["layers"] if x["kind"] == kind
             )
             name = f"vllm_sparse_weight_bytes_{field}_total"
-            _eventually(
+            eventually(
                 lambda name=name, kind=kind, total=total: (
                     server.metric(name, kind=kind) == total
                 )
@@ -153,7 +145,7 @@ def test_the_canary_of_two_ranks(server):
         assert sums["tokens"] >= 4 * 4, "half of the steps, two layers, two ranks"
         assert sums["tokens"] % 4 == 0
         assert 0.03 < sums["relative_error"] / sums["tokens"] < 1.5
-        _eventually(lambda k=kind, n=sums["tokens"]: server.metric(tokens, kind=k) >= n)
+        eventually(lambda k=kind, n=sums["tokens"]: server.metric(tokens, kind=k) >= n)
         assert server.metric(errors, kind=kind) >= sums["relative_error"] * 0.999
 
 
@@ -238,7 +230,7 @@ def test_cancelled_request_leaves_a_working_server(server):
     stream.close()
     done = client.completions.create(prompt="after", max_tokens=4, **GREEDY)
     assert done.usage.completion_tokens == 4
-    _eventually(lambda: server.metric("vllm:num_requests_running") == 0)
+    eventually(lambda: server.metric("vllm:num_requests_running") == 0)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +322,7 @@ def test_a_calibrated_folder_serves_itself(tiny_folder, tmp_path):
         report = running.get("/sparsity").json()
         # 12 steps of 8 layers, one call of 61.
         name = "vllm_sparse_kernel_seconds_count"
-        _eventually(lambda: running.metric(name, backend="cpu") == 1)
+        eventually(lambda: running.metric(name, backend="cpu") == 1)
         data = config.provenance["text_sha256"][:12]
         assert running.metric("vllm_sparse_calibration_info", data=data) == 1
         ours_and_theirs = _families(running)
@@ -372,7 +364,7 @@ def test_embedded_model_answers(demo_model):
         # One API server: the other tests here use two.
         name = "vllm_sparse_linear_tokens_total"
         labels = {"backend": "cpu", "phase": "decode", "kind": "down"}
-        _eventually(lambda: running.metric(name, **labels) == 18 * 22)
+        eventually(lambda: running.metric(name, **labels) == 18 * 22)
         assert running.metric("vllm:generation_tokens_total") == 24
     assert re.search(r"France|French|Paris", said.choices[0].text)
     assert answered.choices[0].text.startswith(" Paris")
@@ -380,28 +372,3 @@ def test_embedded_model_answers(demo_model):
     sparse = [layer for layer in report["layers"] if layer["pattern"]]
     assert len(sparse) == len(report["layers"]) == 72
     assert all(0.45 <= layer["density"] <= 0.5 for layer in sparse)
-
-
-def test_data_parallel_engines_are_counted_together(tiny_folder):
-    """Two engines behind one address: every token of both is counted, once."""
-    flags = ("--activation-sparsity", "8:16", "--data-parallel-size", "2")
-    bind = {"VLLM_CPU_OMP_THREADS_BIND": "0|1"}
-    with serve(tiny_folder, *flags, "--dtype", "float32", **bind) as running:
-        client = running.client()
-
-        def ask(number):
-            client.completions.create(prompt=f"{number}" * 9, max_tokens=9, **GREEDY)
-
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(ask, range(12)))
-        by_engine = [
-            running.metric("vllm:generation_tokens_total", engine=str(engine))
-            for engine in range(2)
-        ]
-        assert min(by_engine) > 0, "both engines worked"
-        assert running.get("/sparsity").json()["tokens"]["decode"] == 12 * 8
-        name = "vllm_sparse_linear_tokens_total"
-        labels = {"kind": "down", "backend": "cpu", "phase": "decode"}
-        _eventually(lambda: running.metric(name, **labels) == 2 * 12 * 8)
-        assert running.metric("vllm_sparse_layers") == 8
-        assert running.metric("vllm_sparse_poll_errors_total") == 0

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,14 @@ def serve(
             # Whatever of its children is left, so that no test inherits them.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+
+
+def eventually(check: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Metrics follow the engine within a poll interval."""
+    deadline = time.monotonic() + seconds
+    while not check() and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert check()
 
 
 def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

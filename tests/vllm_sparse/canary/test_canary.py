@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +14,7 @@ from vllm.model_executor.layers.linear import LinearMethodBase
 from nmsparse import NMPattern, sparsify
 from vllm_sparse.buffers import add_buffer
 from vllm_sparse.canary import canary as module
-from vllm_sparse.canary import ops
+from vllm_sparse.canary import ops, taps
 from vllm_sparse.canary.canary import Canary, choose_token, make_canary
 from vllm_sparse.canary.method import TappedMethod
 from vllm_sparse.canary.ops import NO_ROW, tap_token
@@ -278,21 +277,25 @@ def test_counting_from_zero():
     assert engine.totals()["tokens"] == 1
 
 
-def test_a_dense_product_that_fails_is_said_once(caplog, monkeypatch):
+def test_a_dense_product_that_fails_is_said_once(monkeypatch):
     engine = Engine(kinds=("up", "o"))
 
     def fail(*args):
         raise RuntimeError("one row is not enough")
 
     engine.layers[0].quant_method.inner.dense = fail
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    with caplog.at_level(logging.WARNING):
-        for _ in range(3):
-            engine.step("d")
+    # Not caplog: what handlers vLLM's logger has depends on the tests before.
+    said = []
+    monkeypatch.setattr(
+        taps.logger, "warning", lambda text, *args: said.append(text % args)
+    )
+    for _ in range(3):
+        engine.step("d")
     assert engine.totals("up")["tokens"] == 0
     assert engine.totals("o")["tokens"] == 3
-    assert caplog.text.count("one row is not enough") == 1
-    assert "model.layers.0.up_proj" in caplog.text
+    assert len(said) == 1
+    assert "one row is not enough" in said[0]
+    assert "model.layers.0.up_proj" in said[0]
 
 
 def test_the_engine_can_be_forgotten():
