@@ -135,7 +135,7 @@ def of_worker(worker: Any, batch: int) -> dict[str, Any]:
 
     def count() -> None:
         for linear, x, counter, outcome in calls:
-            real = phases.real(len(x))
+            real = phases.real(x.shape[0])
             if real:
                 outcome.calls += 1
                 linear._counter(x, counter, real)

@@ -124,6 +124,7 @@ class TokenPhases:
         self._steps = [0] * (_MANY + 1)
         self._kinds = torch.arange(FIRST + 1, dtype=torch.uint8, device=device)
         self._mark_first = mark_first
+        self._most = max_tokens
         self.tokens = 0
         self.listener: StepListener | None = None
         self._code: int | None = PADDING
@@ -231,7 +232,9 @@ class TokenPhases:
 
         More rows than a step can have are no tokens of it.
         """
-        return 0 if rows > len(self.codes) else min(rows, self.tokens)
+        if rows > self._most:
+            return 0
+        return rows if rows < self.tokens else self.tokens
 
     def uniform(self, rows: int) -> int | None:
         """Return the code that all of a layer's rows share, None if they differ.
