@@ -8,32 +8,29 @@ import rows
 
 
 def cost() -> str:
-    """Return decode speed with a canary relative to none, one line a share."""
-    lines = [
-        "| model | pattern | mode | batch | share | speed against no canary | sampled "
-        "| measured |",
-        "|---" * 8 + "|",
-    ]
-    keys = ("model", "pattern", "compiled", "batch", "share", "hardware")
+    """Return what a canary takes of decode steps, by share of sampled ones."""
+    keys = ("model", "pattern", "compiled", "batch", "threads", "hardware")
     found = rows.newest("canary_cost", *keys)
     if not found:
         return "No rows yet: `benchmarks/canary_cost.py` makes them."
-    for row in sorted(found, key=lambda r: _order(r, keys)):
-        share = f"{100 * row['share']:g} %" if row["share"] else "none, again"
-        steps = row["rounds"] * (row["tokens"] - 1)
+    shares = [f"share {share}" for share in found[0]["cost"]]
+    lines = [
+        "| model | pattern | mode | batch | tapped layers | step | all taps, no sample "
+        f"| sampled step | {' | '.join(shares)} | measured |",
+        "|---" * (9 + len(shares)) + "|",
+    ]
+    for row in sorted(found, key=lambda r: tuple(r[key] for key in keys)):
+        costs = [f"{100 * cost:.2f} %" for cost in row["cost"].values()]
         lines.append(
             f"| {row['model']} | {row['pattern']} | "
-            f"{'compiled' if row['compiled'] else 'eager'} | {row['batch']} | {share} "
-            f"| {row['speed_vs_without_total']:.3f}x "
-            f"({row['speed_vs_without_p20']:.3f} to {row['speed_vs_without_p80']:.3f}) "
-            f"| {row['tapped_layers']} of {row['sparse_layers']} layers, {steps} steps "
-            f"| {row['date']}, {row['threads']} threads, {row['hardware']} |"
+            f"{'compiled' if row['compiled'] else 'eager'} | {row['batch']} | "
+            f"{row['tapped_layers']} of {row['sparse_layers']} | "
+            f"{row['step_ms']:.1f} ms | {row['taps_us']:.0f} us | "
+            f"{row['sampled_more_ms']:+.1f} ms ({row['sampled_more_ms_p20']:.1f} to "
+            f"{row['sampled_more_ms_p80']:.1f}) | {' | '.join(costs)} | "
+            f"{row['date']}, {row['threads']} thread(s), {row['hardware']} |"
         )
     return "\n".join(lines)
-
-
-def _order(row: dict[str, Any], keys: tuple[str, ...]) -> tuple[Any, ...]:
-    return tuple(row[key] for key in keys)
 
 
 def values() -> str:

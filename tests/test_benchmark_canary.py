@@ -14,39 +14,34 @@ def load(repo_root, monkeypatch):
     return importlib.import_module
 
 
-ABOUT = {"model": "m", "pattern": "8:16", "compiled": False, "tokens": 11, "rounds": 3}
-FOUND = {"batch": 4, "threads": 1, "sparse_layers": 72, "tapped_layers": 12}
+ABOUT = {"model": "m", "pattern": "8:16", "compiled": False, "batch": 4, "threads": 1}
+ABOUT |= {"sparse_layers": 72, "tapped_layers": 12, "taps_us": 20.0}
+ABOUT |= {"date": "2026-01-01", "hardware": "a machine"}
 
 
-def row(load, share, canary):
-    seconds = {"without": [1.0, 1.0, 2.0], "canary": canary}
-    found = FOUND | {"sampled_steps": 3, "seconds": seconds}
-    return load("canary_cost").make_row(found, ABOUT | {"share": share})
+def row(load, sampled):
+    script = load("canary_cost")
+    return ABOUT | script.make_row([0.04, 0.05, 0.04, 0.04], sampled, taps_us=20.0)
 
 
-def test_a_row_has_the_ratio_of_all_seconds(load):
-    made = row(load, 0.1, [1.0, 1.0, 3.0])
-    assert made["speed_vs_without_total"] == 0.8
-    assert made["speed_vs_without_p50"] == 1.0, "a median does not see a rare sample"
-    assert made["milliseconds_per_step_p50"] == 100
-    assert (made["share"], made["batch"], made["sampled_steps"]) == (0.1, 4, 3)
-    assert "seconds" not in made
+def test_a_sampled_step_is_compared_with_its_neighbour(load):
+    made = row(load, [0.046, 0.054, 0.045, 0.1])
+    assert (made["step_ms"], made["pairs"]) == (40, 4)
+    assert made["sampled_more_ms"] == pytest.approx(5.5), "6, 4, 5 and 60 ms more"
+    # The taps at every step, and 5.5 ms at the share of them.
+    wanted = {"0.001": 0.0255 / 40, "0.01": 0.075 / 40, "0.1": 0.57 / 40}
+    assert made["cost"] == pytest.approx(wanted)
 
 
 def test_the_table_of_costs(load, monkeypatch):
     tables = load("canary_tables")
-    where = {"date": "2026-01-01", "hardware": "a machine"}
-    rows = [
-        row(load, share, [1.0, 1.0, 2.5]) | where | {"tokens": 11, "rounds": 3}
-        for share in (0.1, 0, 0.1)
-    ]
-    rows[-1]["speed_vs_without_total"] = 0.5
-    monkeypatch.setattr(tables.rows, "read", lambda name: rows)
+    found = [row(load, [sampled] * 4) for sampled in (0.1, 0.05)]
+    monkeypatch.setattr(tables.rows, "read", lambda name: found)
     lines = tables.cost().splitlines()
-    assert len(lines) == 4, "the newest row of each setting"
-    assert "| none, again | 0.889x" in lines[2]
-    assert "| 10 % | 0.500x" in lines[3]
-    assert "12 of 72 layers, 30 steps" in lines[3]
+    assert len(lines) == 3, "the newest row of each setting"
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|")
+    assert "| 12 of 72 | 40.0 ms | 20 us | +10.0 ms (6.0 to 10.0) |" in lines[2]
+    assert "| 0.07 % | 0.30 % | 2.55 % |" in lines[2]
 
 
 def test_a_table_without_rows(load, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes, mutate_json
+
 from nmsparse.config import ConfigError, SparsityConfig
 from nmsparse.resolve import Resolver
 from nmsparse.sidecar import SIDECAR_NAME, read_sidecar

@@ -9,6 +9,7 @@ from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes, mutate_json
 from fuzzing.packed_target import PackedTarget
+
 from offline_prune.errors import InputError
 from offline_prune.packing.folder import CONFIG_NAME, ModelFolder
 

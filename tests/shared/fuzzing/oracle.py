@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import numpy as np
-
 from fuzzing.case import Finding
 
 _ITEM = {"U8": 1, "F16": 2, "BF16": 2, "F32": 4}

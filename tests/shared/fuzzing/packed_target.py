@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
-
 from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes, mutate_json
 from fuzzing.oracle import dense_bits, parse_safetensors
+from safetensors import safe_open
+from safetensors.torch import save
+
 from nmsparse.packed import PackedWeight
 from nmsparse.packed_format import decode, encode
 from nmsparse.packed_manifest import BITMASK, VALUES, PackedFormatError, PackedManifest

@@ -7,12 +7,12 @@ import json
 import random
 
 import torch
-from safetensors.torch import save
-
 from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes, mutate_json
 from fuzzing.oracle import parse_safetensors
+from safetensors.torch import save
+
 from nmsparse.config import ConfigError, ParametersFile
 from nmsparse.parameters import PARAMETERS, PARAMETERS_NAME, read_parameters
 

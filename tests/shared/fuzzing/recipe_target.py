@@ -7,6 +7,7 @@ import random
 from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes
+
 from offline_prune.config import PruneConfig
 from offline_prune.errors import InputError
 from offline_prune.recipes import read_recipe, recipe_names, recipe_text

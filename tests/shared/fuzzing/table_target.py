@@ -9,6 +9,7 @@ import random
 from fuzzing.case import Finding
 from fuzzing.files import Folder
 from fuzzing.mutate import mutate_bytes, mutate_json
+
 from vllm_sparse.table import TableCache, choose
 
 _TIMES = {

@@ -455,6 +455,16 @@ def test_bytes_of_the_ways_of_sparse_tokens():
     assert found == ({"per_token": 1}, {}, DENSE, 0), "at most the whole weight"
 
 
+def test_low_rank_terms_are_read_beside_the_weight():
+    linear, _, phases = make(phase=DECODE, treatment=treatment_of("learned"))
+    low_rank = 3 * (K + OUT) * 4
+    prefer(linear, "gather")
+    found = work_of(linear, phases, "d")
+    assert found == ({"gather": 1}, {}, KEPT + low_rank, DENSE - KEPT - low_rank)
+    found = work_of(linear, phases, "p")
+    assert found[2:] == (DENSE, 0), "a dense token needs none"
+
+
 @pytest.mark.parametrize(
     ("tokens", "way", "reason"),
     [
