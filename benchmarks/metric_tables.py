@@ -40,11 +40,12 @@ def cost() -> str:
         "a poll of the workers | of the time | measured |",
         "|---" * 9 + "|",
     ]
-    for row in rows.newest("metrics_cost", "model", "batch", "hardware"):
+    for row in rows.newest("metrics_cost", "model", "batch", "threads", "hardware"):
         lines.append(
             f"| {row['model']} | {row['batch']} | {row['step_ms']:.1f} ms | "
             f"{row['calls']} | {row['call_us']:.2f} us | {row['publish_us']:.0f} us | "
             f"{row['poll_ms']:.1f} ms every {row['poll_seconds']:.0f} s | "
-            f"{100 * row['share']:.2f} % | {row['date']}, {row['hardware']} |"
+            f"{100 * row['share']:.2f} % | {row['date']}, {row['threads']} thread(s), "
+            f"{row['hardware']} |"
         )
     return "\n".join(lines)
