@@ -16,6 +16,7 @@ import contextlib
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +87,21 @@ def measure(
     *,
     tokens: int,
     until: float,
+    concurrencies: Sequence[int] = tuple(REQUESTS),
 ) -> dict[tuple[str, int], list[_Run]]:
     """Load the servers in turns until no further turn fits; return runs by cell.
 
     Every concurrency is measured once, whatever it takes.
     """
     found: dict[tuple[str, int], list[_Run]] = {
-        (mode, concurrency): [] for concurrency in REQUESTS for mode in servers
+        (mode, concurrency): [] for concurrency in concurrencies for mode in servers
     }
     took: dict[int, float] = {}
     order = list(servers)
     for url in (server.url for server in servers.values()):  # warms up
         generate(url, tokenizer, concurrency=2, num_prompts=2, custom_output_len=4)
     for round_ in range(100):
-        for concurrency, requests in REQUESTS.items():
+        for concurrency in concurrencies:
             start = time.monotonic()
             if round_ and start + took[concurrency] > until:
                 return found
@@ -108,7 +110,7 @@ def measure(
                     servers[mode].url,
                     tokenizer,
                     concurrency=concurrency,
-                    num_prompts=requests,
+                    num_prompts=REQUESTS[concurrency],
                     custom_output_len=tokens,
                     seed=round_,
                 )
@@ -162,6 +164,9 @@ def main() -> int:
     parser.add_argument("--model", default=models.EMBEDDED)
     parser.add_argument("--minutes", type=float, default=15.0, help="starts included")
     parser.add_argument("--tokens", type=int, default=16, help="generated a request")
+    parser.add_argument(
+        "--concurrency", type=int, nargs="+", choices=REQUESTS, default=list(REQUESTS)
+    )
     parser.add_argument("--note", help="what else the machine did; goes into the rows")
     parser.add_argument("--results", type=Path, help="another folder for the rows")
     options = parser.parse_args()
@@ -186,7 +191,13 @@ def main() -> int:
             )
             for mode, flags in MODES.items()
         }
-        found = measure(servers, tokenizer, tokens=options.tokens, until=until)
+        found = measure(
+            servers,
+            tokenizer,
+            tokens=options.tokens,
+            until=until,
+            concurrencies=options.concurrency,
+        )
     constant = {
         "benchmark": "serve_load",
         "model": model.name,

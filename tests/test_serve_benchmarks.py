@@ -42,6 +42,41 @@ def test_ratios_are_of_the_same_round():
     assert (sparse["rounds"], sparse["requests"]) == (2, 4)
 
 
+def test_servers_take_turns_in_another_order_every_round(monkeypatch, tmp_path):
+    import serve_load
+
+    clock = iter(range(0, 1000, 10))
+    sent = []
+
+    def generate(url, tokenizer, *, concurrency, **options):
+        sent.append((url, concurrency, options["num_prompts"]))
+        return run(1.0)
+
+    monkeypatch.setattr(serve_load, "generate", generate)
+    monkeypatch.setattr(serve_load.time, "monotonic", lambda: next(clock))
+    servers = {name: argparse.Namespace(url=name) for name in ("stock", "off")}
+    # Ten seconds a call of the clock: a cell takes ten, and two rounds fit.
+    found = serve_load.measure(
+        servers, tmp_path, tokens=8, until=55, concurrencies=[1, 4]
+    )
+    assert sent[:2] == [("stock", 2, 2), ("off", 2, 2)], "both are warmed up"
+    first = [("stock", 1, 3), ("off", 1, 3), ("stock", 4, 8), ("off", 4, 8)]
+    assert sent[2:6] == first
+    assert [url for url, *_ in sent[6:]] == ["off", "stock"], "and no third cell"
+    assert [len(found["stock", c]) for c in (1, 4)] == [2, 1]
+
+
+def test_every_concurrency_is_measured_once_whatever_it_takes(monkeypatch, tmp_path):
+    import serve_load
+
+    monkeypatch.setattr(serve_load, "generate", lambda *args, **more: run(1.0))
+    servers = {"stock": argparse.Namespace(url="x")}
+    found = serve_load.measure(servers, tmp_path, tokens=8, until=0)
+    assert {cell: len(runs) for cell, runs in found.items()} == {
+        ("stock", concurrency): 1 for concurrency in (1, 4, 16, 64)
+    }
+
+
 def test_prompts_are_many_and_different():
     import soak_load
 
