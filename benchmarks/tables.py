@@ -14,6 +14,7 @@ from typing import Any
 
 import canary_tables
 import gpu_tables
+import group_tables
 import kernel_tables
 import losing_tables
 import metric_tables
@@ -95,6 +96,7 @@ TABLES = {
     "metrics-cost": metric_tables.cost,
     "online-setup": online_tables.setup_text,
     "online-settings": online_tables.settings_table,
+    "online-groups": group_tables.limits,
     "online-policies": online_policies.table,
     "online-budgets": online_tables.budgets_table,
     "online-weights": online_tables.weights_table,
