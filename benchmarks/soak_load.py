@@ -28,7 +28,7 @@ KINDS = {
     "invalid": 10,
 }
 TIMEOUT_SECONDS = 300.0
-WARM_UP_LENGTHS = 160
+WARM_UP_LENGTHS = 384
 # Bodies that no server should accept, and what it must say: vLLM's own statuses.
 INVALID: tuple[tuple[bytes, int], ...] = (
     (b'{"model": "m", "prompt": ', 400),
@@ -69,7 +69,8 @@ def warm_up(url: str) -> None:
     """Send prompts of many lengths, one at a time.
 
     vLLM's CPU products keep what they prepared for each number of tokens they have
-    seen, up to a limit: memory grows until they have seen that many.
+    seen, 128 a layer, and oneDNN keeps 1024 of all layers' and the code of each: four
+    shapes of layers fill it at 256 numbers. Memory grows until they have seen that many.
     """
     with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client:
         for length in range(16, 16 + WARM_UP_LENGTHS):
