@@ -198,7 +198,7 @@ def soak(options: argparse.Namespace, log: Path) -> tuple[dict[str, Any], list[s
     server = serving.start(model.folder, flags, log)
     try:
         serving.wait_ready(server)
-        soak_load.warm_up(server.url)
+        soak_load.warm_up(server.url, concurrency=options.concurrency)
         watch = Watch(server)
         watch.start()
         seconds = 60 * options.minutes

@@ -11,6 +11,7 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ KINDS = {
 }
 TIMEOUT_SECONDS = 300.0
 WARM_UP_LENGTHS = 384
+# Tokens of prompts that arrive together, more than the load's, and how often they do.
+LONGEST, LARGEST_STEPS = 600, 4
 # Bodies that no server should accept, and what it must say: vLLM's own statuses.
 INVALID: tuple[tuple[bytes, int], ...] = (
     (b'{"model": "m", "prompt": ', 400),
@@ -65,18 +68,36 @@ def prompts() -> list[str]:
     return [str(json.loads(line)["prompt"]) for line in lines]
 
 
-def warm_up(url: str) -> None:
-    """Send prompts of many lengths, one at a time.
+def warm_up(url: str, *, concurrency: int) -> None:
+    """Send prompts of many lengths, one at a time, then the longest together.
 
     vLLM's CPU products keep what they prepared for each number of tokens they have
-    seen, 128 a layer, and oneDNN keeps 1024 of all layers' and the code of each: four
-    shapes of layers fill it at 256 numbers. Memory grows until they have seen that many.
+    seen, 128 a layer, and oneDNN keeps 1024 of all layers and the code of each: four
+    shapes of layers fill it at 256 numbers. Memory grows until then. It also grows at
+    the first step that is larger than all before: the load has such steps now and then,
+    when several long prompts arrive together.
+
+    Args:
+        url: of the server.
+        concurrency: requests of the load at a time.
     """
     with httpx.Client(base_url=url, timeout=TIMEOUT_SECONDS) as client:
-        for length in range(16, 16 + WARM_UP_LENGTHS):
-            ids = random.Random(length).choices(range(10, 1000), k=length)
-            request = {"model": "m", "prompt": ids, "max_tokens": 2}
+
+        def send(length: int, seed: int, **options: Any) -> None:
+            ids = random.Random(seed).choices(range(10, 1000), k=length)
+            request = {"model": "m", "prompt": ids, "ignore_eos": True, **options}
             client.post("/v1/completions", json=request).raise_for_status()
+
+        for length in range(16, 16 + WARM_UP_LENGTHS):
+            send(length, length, max_tokens=2)
+        with ThreadPoolExecutor(concurrency) as pool:
+            for round_ in range(LARGEST_STEPS):
+                sent = [
+                    pool.submit(send, LONGEST, 10_000 * (round_ + 1) + i, max_tokens=24)
+                    for i in range(concurrency)
+                ]
+                for one in sent:
+                    one.result()
 
 
 async def load(url: str, until: float, *, concurrency: int, seed: int = 0) -> Results:
