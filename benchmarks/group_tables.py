@@ -30,8 +30,9 @@ def limits() -> str:
         )
         cells = " | ".join(f"{100 * mean:.2f} %" for mean in means)
         first = layers[0]
+        blocks = f"{len(layers)} block{'s' if len(layers) > 1 else ''}"
         lines.append(
-            f"| {model} | {pattern} | {kind}, {len(layers)} blocks | {cells} | "
+            f"| {model} | {pattern} | {kind}, {blocks} | {cells} | "
             f"{first['tokens']:,} tokens of {first['calibration']}, {first['date']} |"
         )
     return "\n".join(lines)
